@@ -1,0 +1,5 @@
+"""``python -m krakenlm`` is the ``krakenlm`` command."""
+
+from krakenlm.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""Outputs that appear whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from krakenlm.errors import KrakenError
+
+
+@contextmanager
+def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``target`` that becomes ``target`` when the block succeeds.
+
+    On any exception, Ctrl-C included, the folder is removed and ``target`` stays as it was.
+
+    Raises:
+        KrakenError: ``target`` exists and ``replace`` is false, or the disk refuses.
+    """
+    target = Path(target)
+    if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
+        raise KrakenError(f"{target} exists already: remove it or choose another output folder")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-partial-", dir=target.parent))
+    try:
+        partial.chmod(0o755)
+        with disk_errors(target):
+            yield partial
+            if target.exists():
+                _remove(target)
+            partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or all of the new one."""
+    target = Path(target)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}-partial-", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    write_whole(target, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write ``target`` into a message for people."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "no space left on the disk: free some or choose another output folder",
+            errno.EDQUOT: "the disk quota is used up: free some or choose another output folder",
+            errno.EACCES: "permission denied: choose a folder you may write to",
+            errno.EROFS: "the file system is read-only: choose another output folder",
+            errno.ENOTDIR: "a part of this path is a file: choose another output folder",
+            errno.EEXIST: "a part of this path is a file: choose another output folder",
+        }
+        if error.errno not in reasons:
+            raise
+        raise KrakenError(f"cannot write {target}: {reasons[error.errno]}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
