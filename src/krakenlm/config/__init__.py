@@ -1,0 +1,35 @@
+"""Configurations, sizes, derivation and costs, on the standard library alone."""
+
+from krakenlm.config.costs import (
+    allreduce_bytes_per_token,
+    count_parameters,
+    kv_cache_bytes_per_token,
+)
+from krakenlm.config.derivation import Rule, derive, relative_difference
+from krakenlm.config.model_config import (
+    ARCHITECTURE,
+    MODEL_TYPE,
+    ModelConfig,
+    refuse_unknown,
+)
+from krakenlm.config.sizes import SIZES, model_config, size_names
+from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
+
+__all__ = [
+    "ARCHITECTURE",
+    "MODEL_TYPE",
+    "SIZES",
+    "WIRINGS",
+    "ModelConfig",
+    "Rule",
+    "WiringName",
+    "WiringTraits",
+    "allreduce_bytes_per_token",
+    "count_parameters",
+    "derive",
+    "kv_cache_bytes_per_token",
+    "model_config",
+    "refuse_unknown",
+    "relative_difference",
+    "size_names",
+]

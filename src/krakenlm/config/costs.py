@@ -1,0 +1,47 @@
+"""What a configuration costs: parameters, cache, messages. Arithmetic only, no torch."""
+
+from krakenlm.config.model_config import ModelConfig
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Parameters of the whole model, tied head counted once.
+
+    For Kraken without biases this is ``V d + C d + L N (8 d^2 + 2 d) + N d^2 + d`` when
+    ``h head_dim = d`` and ``f = 2 d`` (design.md, section 2, adds the final norm's ``d``).
+    """
+    d = config.hidden_size
+    total = config.vocab_size * d * (1 if config.tie_word_embeddings else 2)
+    if config.position == "learned":
+        total += config.max_position_embeddings * d
+    total += config.num_hidden_layers * _layer_parameters(config)
+    if config.traits.conjunction:
+        total += config.num_sublayers * d * d + (d if config.bias else 0)
+    return total + _norm_parameters(config)
+
+
+def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_element: int = 2) -> int:
+    """Keys and values of one token over all layers and sub-layers."""
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * config.num_hidden_layers * width * bytes_per_element
+
+
+def allreduce_bytes_per_token(config: ModelConfig, bytes_per_element: int = 2) -> int:
+    """Elements that one token adds to all AllReduces of a forward pass, in bytes."""
+    sums = config.traits.allreduces(config.num_hidden_layers)
+    return sums * config.hidden_size * bytes_per_element
+
+
+def _layer_parameters(config: ModelConfig) -> int:
+    d, n, f = config.hidden_size, config.num_sublayers, config.ffn_dim
+    query = config.heads_per_sublayer * config.head_dim
+    key_value = 2 * config.kv_heads_per_sublayer * config.head_dim
+    into_ffn = f * (2 if config.activation == "swiglu" else 1)
+    weights = n * d * (query + key_value + query + into_ffn + f)
+    biases = n * (query + key_value + into_ffn) + config.num_streams * 2 * d if config.bias else 0
+    norms = config.traits.norms_per_layer * config.num_streams * _norm_parameters(config)
+    return weights + biases + norms
+
+
+def _norm_parameters(config: ModelConfig) -> int:
+    has_bias = config.bias and config.norm == "layernorm"
+    return config.hidden_size * (2 if has_bias else 1)

@@ -1,0 +1,184 @@
+"""Which Kraken matches a standard model: the published rule and its alternatives.
+
+The published rule (arXiv 2408.07802; design.md, section 2): keep the layers, halve the
+feed-forward expansion, divide the heads among the sub-layers, and choose the width whose total
+parameter count is nearest to the standard model's. Attention then grows ``sqrt(1.5 N)`` wider,
+and the KV cache with it, which the alternatives avoid or soften.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from krakenlm.config.costs import count_parameters
+from krakenlm.config.model_config import ModelConfig
+from krakenlm.errors import ConfigError
+
+Rule = Literal["published", "keep-width"]
+
+# A hardware-friendly shape may differ this much from the baseline's parameter count.
+_FRIENDLY_TOLERANCE = 0.01
+
+
+def derive(
+    base: ModelConfig,
+    num_sublayers: int,
+    *,
+    rule: Rule = "published",
+    head_dim: int = 0,
+    kv_heads: int = 0,
+) -> ModelConfig:
+    """The Kraken configuration that matches a standard one.
+
+    Args:
+        base: a standard model; positions, norm, activation, vocabulary and context carry over.
+        num_sublayers: N.
+        rule: ``published`` narrows the stream until the parameter counts agree; ``keep-width``
+            keeps d and divides heads and feed-forward among the sub-layers, so that attention
+            work and KV cache equal the standard model's.
+        head_dim: with ``published``, hardware-friendly sizes instead of the nearest count: this
+            head width, and widths in multiples of 64 (of a smaller power of two where d < 512).
+        kv_heads: key and value heads of one sub-layer; 0 is one for each query head.
+
+    Raises:
+        ConfigError: the heads or the feed-forward cannot be divided.
+    """
+    if base.traits.own_streams:
+        raise ConfigError(f"wiring={base.wiring!r}: derive starts from a standard model")
+    if num_sublayers < 1:
+        raise ConfigError(f"num_sublayers={num_sublayers}: needs 1 or more")
+    if rule == "keep-width":
+        return _keep_width(base, num_sublayers, head_dim, kv_heads)
+    if rule == "published":
+        if head_dim:
+            return _friendly(base, num_sublayers, head_dim, kv_heads)
+        heads = _divide(base.num_attention_heads, num_sublayers, "query heads")
+        return _nearest_width(base, num_sublayers, heads, kv_heads)
+    raise ConfigError(f"rule={rule!r}: choose 'published' or 'keep-width'")
+
+
+def relative_difference(config: ModelConfig, base: ModelConfig) -> float:
+    """Parameters of ``config`` over those of ``base``, minus 1."""
+    return count_parameters(config) / count_parameters(base) - 1.0
+
+
+def _nearest_width(base: ModelConfig, n: int, heads: int, kv_heads: int) -> ModelConfig:
+    """The multiple of ``heads`` whose parameter count is nearest to the base's.
+
+    The count grows with the width, so halve the interval until two neighbours bracket it.
+    """
+
+    def at(multiple: int) -> ModelConfig:
+        return _kraken(base, n, heads=heads, hidden_size=multiple * heads, kv_heads=kv_heads)
+
+    # Rotary positions turn pairs, so there the head's width must be even.
+    step = 2 if base.position == "rope" else 1
+    target = count_parameters(base)
+    low, high = 1, 2 * _flat_ffn_dim(base) // (heads * step) + 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if count_parameters(at(middle * step)) <= target:
+            low = middle
+        else:
+            high = middle
+    return min((at(low * step), at(high * step)), key=lambda c: abs(relative_difference(c, base)))
+
+
+def _keep_width(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelConfig:
+    head_dim = head_dim or base.head_dim
+    if base.attention_width % head_dim:
+        raise ConfigError(
+            f"head_dim={head_dim} does not divide the attention width {base.attention_width}"
+        )
+    heads = _divide(base.attention_width // head_dim, n, f"query heads of width {head_dim}")
+    if not kv_heads:
+        # Grouped-query attention carries over; where the groups cannot be divided, one a sub-layer.
+        kv_heads = max(1, heads * base.num_key_value_heads // base.num_attention_heads)
+    return _kraken(
+        base,
+        n,
+        heads=heads,
+        hidden_size=base.hidden_size,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_dim=_divide(_flat_ffn_dim(base), n, "feed-forward columns"),
+    )
+
+
+def _friendly(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelConfig:
+    """Among shapes within the tolerance, the one nearest to the published proportions."""
+    published_width = _nearest_width(base, n, 1, 0).hidden_size
+
+    def distortion(config: ModelConfig) -> float:
+        d = config.hidden_size
+        inner = config.heads_per_sublayer * config.head_dim
+        expansion = _halved_expansion(base) * d
+        return (
+            abs(inner / d - 1) + abs(config.ffn_dim / expansion - 1) + abs(d / published_width - 1)
+        )
+
+    candidates = list(_friendly_candidates(base, n, published_width, head_dim, kv_heads))
+    matched = [c for c in candidates if abs(relative_difference(c, base)) <= _FRIENDLY_TOLERANCE]
+    if matched:
+        return min(matched, key=distortion)
+    return min(candidates, key=lambda c: abs(relative_difference(c, base)))
+
+
+def _friendly_candidates(
+    base: ModelConfig, n: int, published_width: int, head_dim: int, kv_heads: int
+) -> Iterator[ModelConfig]:
+    step = 64
+    while step > 1 and step > published_width // 8:
+        step //= 2
+    centre = max(1, round(published_width / step))
+    for d in (step * m for m in range(max(1, centre - 3), centre + 4)):
+        heads_centre = max(1, round(d / head_dim))
+        ffn_centre = max(1, round(_halved_expansion(base) * d / step))
+        for heads in range(max(1, heads_centre - 2), heads_centre + 3):
+            if kv_heads and heads % kv_heads:
+                continue
+            for ffn in range(max(1, ffn_centre - 6), ffn_centre + 7):
+                yield _kraken(
+                    base,
+                    n,
+                    heads=heads,
+                    hidden_size=d,
+                    kv_heads=kv_heads,
+                    head_dim=head_dim,
+                    ffn_dim=ffn * step,
+                )
+
+
+def _kraken(
+    base: ModelConfig,
+    n: int,
+    *,
+    heads: int,
+    hidden_size: int,
+    kv_heads: int,
+    head_dim: int = 0,
+    ffn_dim: int = 0,
+) -> ModelConfig:
+    return base.replace(
+        wiring="kraken",
+        num_sublayers=n,
+        hidden_size=hidden_size,
+        heads_per_sublayer=heads,
+        kv_heads_per_sublayer=kv_heads,
+        head_dim=head_dim,
+        ffn_dim=ffn_dim or max(1, round(_halved_expansion(base) * hidden_size)),
+    )
+
+
+def _halved_expansion(base: ModelConfig) -> float:
+    return _flat_ffn_dim(base) / base.hidden_size / 2
+
+
+def _flat_ffn_dim(base: ModelConfig) -> int:
+    return base.num_sublayers * base.ffn_dim
+
+
+def _divide(total: int, n: int, what: str) -> int:
+    if total % n:
+        fits = ", ".join(str(k) for k in range(1, total + 1) if total % k == 0)
+        raise ConfigError(f"num_sublayers={n} does not divide {total} {what}: use one of {fits}")
+    return total // n

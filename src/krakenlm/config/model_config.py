@@ -1,0 +1,194 @@
+"""The configuration of one model: every field, its default, and what is refused.
+
+This dataclass is the only list of the fields. ``krakenlm.integrations.hf.KrakenConfig`` shows the
+same fields to Hugging Face by reading them from here.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
+from krakenlm.errors import ConfigError
+
+MODEL_TYPE = "kraken"
+ARCHITECTURE = "KrakenForCausalLM"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of a model. The defaults are the published 125M 2-way Kraken (arXiv 2408.07802).
+
+    Attributes:
+        wiring: which architecture (see ``krakenlm.config.wirings``).
+        num_sublayers: N, the sub-layers of a Kraken layer. In the other wirings the branches a
+            layer is stored in: N branches compute the same function as one branch with N times
+            the heads and N times the feed-forward width.
+        hidden_size: d, the width of a residual stream.
+        num_hidden_layers: L.
+        heads_per_sublayer: h, query heads of one sub-layer.
+        kv_heads_per_sublayer: key and value heads of one sub-layer; 0 means as many as heads.
+            Fewer is grouped-query attention, 1 is multi-query attention.
+        head_dim: width of one head, free of ``hidden_size``; 0 means hidden_size / heads.
+        ffn_dim: f, feed-forward width of one sub-layer; 0 means 2d for Kraken's own streams (the
+            paper's f) and 4d otherwise.
+        vocab_size: rows of the embedding.
+        max_position_embeddings: longest context.
+        position: learned absolute embeddings, or rotary ones applied to whole heads.
+        rope_theta: base of the rotary frequencies.
+        norm: LayerNorm or RMSNorm.
+        norm_eps: added to the variance.
+        activation: GELU (tanh form, as GPT-2) or SwiGLU, which has three matrices.
+        bias: biases in the linear maps and LayerNorms.
+        dropout: on embeddings, attention weights and both branch outputs, in training.
+        tie_word_embeddings: the output head is the embedding.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        ConfigError: an impossible value or combination; the message names the field, the value
+            and what would fit.
+    """
+
+    wiring: WiringName = "kraken"
+    num_sublayers: int = 2
+    hidden_size: int = 678
+    num_hidden_layers: int = 12
+    heads_per_sublayer: int = 6
+    kv_heads_per_sublayer: int = 0
+    head_dim: int = 0
+    ffn_dim: int = 0
+    vocab_size: int = 50257
+    max_position_embeddings: int = 1024
+    position: Literal["learned", "rope"] = "learned"
+    rope_theta: float = 10000.0
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    bias: bool = False
+    dropout: float = 0.0
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_counts()
+        self._fill_derived()
+        self._check_combinations()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Build from plain values, such as a recipe's table; unknown keys are refused."""
+        refuse_unknown(values, {field.name for field in dataclasses.fields(cls)})
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, derived ones filled in."""
+        return dataclasses.asdict(self)
+
+    def to_hf_dict(self) -> dict[str, Any]:
+        """The contents of ``config.json``, which ``KrakenConfig.from_pretrained`` reads back."""
+        return {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **self.to_dict()}
+
+    def replace(self, **changes: Any) -> "ModelConfig":
+        """A copy with other values, checked like any configuration."""
+        return ModelConfig.from_dict({**self.to_dict(), **changes})
+
+    @property
+    def traits(self) -> WiringTraits:
+        """Structure that follows from the wiring."""
+        return WIRINGS[self.wiring]
+
+    @property
+    def num_streams(self) -> int:
+        """Residual streams of a layer, and with them sets of norms and output biases."""
+        return self.num_sublayers if self.traits.own_streams else 1
+
+    @property
+    def attention_width(self) -> int:
+        """Query width over all sub-layers, N h head_dim."""
+        return self.num_sublayers * self.heads_per_sublayer * self.head_dim
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads of a layer over all sub-layers."""
+        return self.num_sublayers * self.heads_per_sublayer
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key and value heads of a layer over all sub-layers."""
+        return self.num_sublayers * self.kv_heads_per_sublayer
+
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                if value not in get_args(hint):
+                    fits = ", ".join(map(repr, get_args(hint)))
+                    raise ConfigError(f"{name}={value!r}: choose one of {fits}")
+            elif hint is float and type(value) is int:
+                object.__setattr__(self, name, float(value))
+            elif type(value) is not hint:
+                raise ConfigError(f"{name}={value!r}: needs a value of type {hint.__name__}")
+
+    def _check_counts(self) -> None:
+        for name in (
+            "num_sublayers",
+            "hidden_size",
+            "num_hidden_layers",
+            "heads_per_sublayer",
+            "vocab_size",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: needs 1 or more")
+        for name in ("kv_heads_per_sublayer", "head_dim", "ffn_dim"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: needs 1 or more, or 0 for the default"
+                )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout={self.dropout}: needs 0 or more and less than 1")
+        for name in ("norm_eps", "rope_theta", "initializer_range"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}={getattr(self, name)}: needs a positive number")
+
+    def _fill_derived(self) -> None:
+        heads = self.heads_per_sublayer
+        if self.head_dim == 0:
+            if self.hidden_size % heads:
+                low = self.hidden_size // heads * heads
+                raise ConfigError(
+                    f"hidden_size={self.hidden_size} is not a multiple of heads_per_sublayer="
+                    f"{heads}: use {low or heads} or {low + heads}, or set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // heads)
+        if self.kv_heads_per_sublayer == 0:
+            object.__setattr__(self, "kv_heads_per_sublayer", heads)
+        if self.ffn_dim == 0:
+            expansion = 2 if self.traits.own_streams else 4
+            object.__setattr__(self, "ffn_dim", expansion * self.hidden_size)
+
+    def _check_combinations(self) -> None:
+        heads, kv_heads = self.heads_per_sublayer, self.kv_heads_per_sublayer
+        if heads % kv_heads:
+            fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            raise ConfigError(
+                f"kv_heads_per_sublayer={kv_heads} does not divide heads_per_sublayer={heads}: "
+                f"use one of {fits}"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim={self.head_dim} is odd and position='rope' turns pairs: use "
+                f"head_dim={self.head_dim + 1} or position='learned'"
+            )
+
+
+def refuse_unknown(values: Mapping[str, Any], known: set[str], where: str = "") -> None:
+    """Raise ``ConfigError`` for the first key of ``values`` that is not ``known``."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {key!r}{where}: {hint}")

@@ -1,0 +1,82 @@
+"""What the four architectures have in common and where they differ, as data.
+
+How each one computes is a function in ``krakenlm.model.wiring``. What follows for parameters,
+messages and caches stands here, so that sizes can be reasoned about without loading torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+WiringName = Literal["kraken", "standard", "parallel", "ladder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiringTraits:
+    """Structure of one architecture.
+
+    Attributes:
+        own_streams: every branch carries a residual stream, norms and output biases of its own
+            (Kraken's sub-layers). Otherwise the branches are tensor-parallel shards of one layer,
+            which share them.
+        norms_per_layer: 2, or 1 where attention and feed-forward read the same normalised input.
+        conjunction: the branches' streams are joined by a linear map before the final norm.
+        allreduces_per_layer: sums over branches that each layer begins.
+        hidden_allreduces: of all of them in a forward pass, how many have compute to hide behind,
+            as (per layer, once per model).
+    """
+
+    own_streams: bool
+    norms_per_layer: Literal[1, 2]
+    conjunction: bool
+    allreduces_per_layer: int
+    hidden_allreduces: tuple[int, int]
+
+    def allreduces(self, num_hidden_layers: int) -> int:
+        """AllReduces in one forward pass (design: Kraken L, standard and Ladder 2L, parallel L).
+
+        Kraken's first layer needs none, and the conjunction is one more.
+        """
+        return self.allreduces_per_layer * num_hidden_layers
+
+    def hidden(self, num_hidden_layers: int) -> int:
+        """How many of ``allreduces`` run behind compute."""
+        per_layer, once = self.hidden_allreduces
+        return per_layer * num_hidden_layers + once
+
+
+WIRINGS: dict[WiringName, WiringTraits] = {
+    # Prabhakar, Zhang, Wentzlaff, arXiv 2408.07802
+    "kraken": WiringTraits(
+        own_streams=True,
+        norms_per_layer=2,
+        conjunction=True,
+        allreduces_per_layer=1,
+        hidden_allreduces=(1, -1),
+    ),
+    # Megatron-LM's tensor parallelism, arXiv 1909.08053
+    "standard": WiringTraits(
+        own_streams=False,
+        norms_per_layer=2,
+        conjunction=False,
+        allreduces_per_layer=2,
+        hidden_allreduces=(0, 0),
+    ),
+    # GPT-J and PaLM (arXiv 2204.02311, section 2)
+    "parallel": WiringTraits(
+        own_streams=False,
+        norms_per_layer=1,
+        conjunction=False,
+        allreduces_per_layer=1,
+        hidden_allreduces=(0, 0),
+    ),
+    # Ladder Residual, arXiv 2501.06589: all but the last hide behind the next half block
+    "ladder": WiringTraits(
+        own_streams=False,
+        norms_per_layer=2,
+        conjunction=False,
+        allreduces_per_layer=2,
+        hidden_allreduces=(2, -1),
+    ),
+}
+
+assert set(WIRINGS) == set(get_args(WiringName))
