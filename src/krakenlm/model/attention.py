@@ -1,0 +1,144 @@
+"""Multi-head, grouped-query and multi-query attention over all local branches at once.
+
+The heads of all branches stand side by side, so that caches, masks and kernels see one ordinary
+layer of H query heads and G key and value heads. The core (scores, softmax, cache) is injected:
+``SdpaCore`` here, Hugging Face's in ``integrations.hf``. Shape letters: see ``krakenlm.model``.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from krakenlm.config import ModelConfig
+from krakenlm.model.cache import KVCache
+from krakenlm.model.layers import BranchLinear, branch_dropout
+
+
+class AttentionCore(Protocol):
+    """Attends with given queries, keys and values, remembering keys and values if it likes."""
+
+    def __call__(self, module: "Attention", q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
+        """Return o_BTHE. ``module`` tells layer_index, scaling, dropout and group size."""
+        ...
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the positions at hand, as [B or 1, 1, T, E/2] in float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class AttentionContext(NamedTuple):
+    """What one forward pass fixes for all layers."""
+
+    core: AttentionCore
+    rotary: Rotary | None
+
+
+class Attention(nn.Module):
+    """Queries, keys and values from one product, an injected core, the output product.
+
+    Args:
+        config: of the whole model, or of one rank's part of it.
+        layer_index: where this layer's keys and values go in a cache.
+        output_std: standard deviation of the output map's initial weights.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: ModelConfig, layer_index: int, output_std: float) -> None:
+        super().__init__()
+        branches, head_dim = config.num_sublayers, config.head_dim
+        query_width = config.heads_per_sublayer * head_dim
+        key_width = config.kv_heads_per_sublayer * head_dim
+        self.layer_index = layer_index
+        self.head_dim = head_dim
+        self.widths = (query_width, key_width, key_width)
+        self.num_key_value_groups = config.heads_per_sublayer // config.kv_heads_per_sublayer
+        self.scaling = head_dim**-0.5
+        self.dropout = config.dropout
+        self.own_streams = config.traits.own_streams
+        self.qkv = BranchLinear(
+            branches,
+            config.hidden_size,
+            sum(self.widths),
+            branches if config.bias else 0,
+            config.initializer_range,
+        )
+        self.output = BranchLinear(
+            branches,
+            query_width,
+            config.hidden_size,
+            config.num_streams if config.bias else 0,
+            output_std,
+        )
+
+    def forward(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
+        """What attention adds to each branch, as branches_KBTD."""
+        q, k, v = self.qkv(x_SBTD).split(self.widths, dim=-1)
+        q_BHTE, k_BGTE, v_BGTE = self._heads(q), self._heads(k), self._heads(v)
+        if context.rotary is not None:
+            q_BHTE = apply_rotary(q_BHTE, context.rotary)
+            k_BGTE = apply_rotary(k_BGTE, context.rotary)
+        o_BTHE = context.core(self, q_BHTE, k_BGTE, v_BGTE)
+        batch, tokens = o_BTHE.shape[:2]
+        o_KBTI = o_BTHE.reshape(batch, tokens, -1, self.widths[0]).movedim(2, 0)
+        return branch_dropout(
+            self.output(o_KBTI), self.dropout, training=self.training, own_streams=self.own_streams
+        )
+
+    def _heads(self, x_KBTI: Tensor) -> Tensor:
+        """[K, B, T, heads E] to [B, K heads, T, E]."""
+        branches, batch, tokens, width = x_KBTI.shape
+        heads = width // self.head_dim
+        x_BKHTE = x_KBTI.reshape(branches, batch, tokens, heads, self.head_dim).permute(1, 0, 3, 2, 4)
+        return x_BKHTE.reshape(batch, branches * heads, tokens, self.head_dim)
+
+
+class SdpaCore:
+    """PyTorch's scaled dot product, causal, with an optional static cache.
+
+    Sequences of one batch have the same length here; padded batches go through Hugging Face's.
+    """
+
+    def __init__(self, cache: KVCache | None = None) -> None:
+        self._cache = cache
+
+    def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
+        """Attend to the cache and to the new tokens up to each query's own position."""
+        if self._cache is not None:
+            k_BGTE, v_BGTE = self._cache.update(module.layer_index, k_BGTE, v_BGTE)
+        queries, keys = q_BHTE.shape[2], k_BGTE.shape[2]
+        mask = None
+        if 1 < queries < keys:
+            # is_causal aligns the first query with the first key; here the last ones align.
+            mask = q_BHTE.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        o_BHTE = F.scaled_dot_product_attention(
+            q_BHTE,
+            k_BGTE,
+            v_BGTE,
+            attn_mask=mask,
+            dropout_p=module.dropout if module.training else 0.0,
+            is_causal=queries == keys and queries > 1,
+            scale=module.scaling,
+            enable_gqa=module.num_key_value_groups > 1,
+        )
+        return o_BHTE.transpose(1, 2)
+
+
+def rotary(positions_BT: Tensor, head_dim: int, theta: float) -> Rotary:
+    """Rotary angles (arXiv 2104.09864), the two halves of a head forming the pairs."""
+    exponents = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32)
+    frequencies = theta ** (-exponents / head_dim)
+    angles = positions_BT[:, None, :, None].float() * frequencies
+    return Rotary(angles.cos(), angles.sin())
+
+
+def apply_rotary(x_BHTE: Tensor, angles: Rotary) -> Tensor:
+    """Turn each pair (x_e, x_{e + E/2}) by its position's angle."""
+    cos, sin = angles.cos.to(x_BHTE.dtype), angles.sin.to(x_BHTE.dtype)
+    first, second = x_BHTE.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

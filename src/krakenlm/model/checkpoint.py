@@ -1,0 +1,285 @@
+"""The canonical checkpoint, read in slices: a rank opens only the rows and columns it holds.
+
+A checkpoint is a folder with ``config.json`` and ``model.safetensors`` (or its numbered parts with
+an index), as ``KrakenForCausalLM.save_pretrained`` and ``krakenlm convert`` write it. Nothing is
+ever unpickled.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from krakenlm.config import MODEL_TYPE, ModelConfig
+from krakenlm.errors import KrakenError
+from krakenlm.model.shard import Shard
+
+_Piece = tuple[int, int, int]
+"""A branch, and the first and last-plus-one row or column within it."""
+
+# What Transformers writes into config.json beside the model's own fields.
+_FOREIGN_KEYS = {
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The model configuration of a checkpoint folder.
+
+    Raises:
+        KrakenError: no such folder or file, not a krakenlm model, unknown keys, impossible values.
+    """
+    values = _read_json(Path(directory) / "config.json")
+    if values.get("model_type") != MODEL_TYPE:
+        raise KrakenError(
+            f"{directory}/config.json: model_type={values.get('model_type')!r} is not "
+            f"{MODEL_TYPE!r}: give a model that krakenlm trained or converted"
+        )
+    own = {key: value for key, value in values.items() if key not in _FOREIGN_KEYS}
+    try:
+        return ModelConfig.from_dict(own)
+    except KrakenError as error:
+        raise KrakenError(f"{directory}/config.json: {error}") from error
+
+
+def read_eos_token_ids(directory: Path) -> frozenset[int]:
+    """Tokens that end an answer, from ``generation_config.json`` or ``config.json``."""
+    for name in ("generation_config.json", "config.json"):
+        path = Path(directory) / name
+        eos = _read_json(path).get("eos_token_id") if path.is_file() else None
+        if eos is not None:
+            return frozenset([eos] if isinstance(eos, int) else eos)
+    return frozenset()
+
+
+def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state of one rank's ``Decoder``, plus ``lm_head.weight`` where it is not tied.
+
+    Args:
+        directory: the checkpoint folder.
+        shard: which part.
+        dtype: what the weights are turned into.
+
+    Raises:
+        KrakenError: missing, truncated or misshapen tensors, by name.
+    """
+    with _Tensors(Path(directory)) as tensors:
+        reader = _ShardReader(tensors, shard, dtype)
+        return dict(reader.read())
+
+
+class _Tensors:
+    """The tensors of a checkpoint by name, in one file or several, opened when first needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._open: dict[Path, Any] = {}
+        index = directory / "model.safetensors.index.json"
+        single = directory / "model.safetensors"
+        if single.is_file():
+            self._file_of = dict.fromkeys(self._file(single).keys(), single)
+        elif index.is_file():
+            weight_map = _read_json(index).get("weight_map", {})
+            self._file_of = {name: directory / Path(part).name for name, part in weight_map.items()}
+        else:
+            raise KrakenError(
+                f"{directory} holds no model.safetensors: give a folder that `krakenlm train` or "
+                "`krakenlm convert` wrote"
+            )
+
+    def __enter__(self) -> "_Tensors":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.clear()
+
+    def slice_of(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A lazy view of one tensor, after checking its shape."""
+        if name not in self._file_of:
+            raise KrakenError(
+                f"{self._directory}: tensor {name} is missing: the checkpoint does not fit its "
+                "config.json; convert or save the model again"
+            )
+        lazy = self._file(self._file_of[name]).get_slice(name)
+        found = tuple(lazy.get_shape())
+        if found != shape:
+            raise KrakenError(
+                f"{self._directory}: tensor {name} has shape {list(found)} where config.json asks "
+                f"for {list(shape)}: the two do not belong together"
+            )
+        return lazy
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            if not path.is_file():
+                raise KrakenError(f"{path} is missing: copy the checkpoint again")
+            try:
+                self._open[path] = safe_open(path, framework="pt").__enter__()
+            except SafetensorError as error:
+                raise KrakenError(
+                    f"{path} is damaged or truncated ({error}): copy or save it again"
+                ) from error
+        return self._open[path]
+
+
+class _ShardReader:
+    """Walks over a decoder's tensors and cuts each one to what the shard holds."""
+
+    def __init__(self, tensors: _Tensors, shard: Shard, dtype: torch.dtype) -> None:
+        self._tensors = tensors
+        self._shard = shard
+        self._config = shard.config
+        self._dtype = dtype
+
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        config = self._config
+        d = config.hidden_size
+        yield self._whole("embed_tokens.weight", config.vocab_size, d)
+        if config.position == "learned":
+            yield self._whole("embed_positions.weight", config.max_position_embeddings, d)
+        for index in range(config.num_hidden_layers):
+            yield from self._layer(f"layers.{index}.")
+        if config.traits.conjunction:
+            yield self._branches("conjunction.weight", config.num_sublayers, d, d)
+            if config.bias:
+                yield self._counted_once("conjunction.bias", 1, d)
+        yield from self._norm("norm.", streams=1)
+        if not config.tie_word_embeddings:
+            lazy = self._tensors.slice_of("lm_head.weight", (config.vocab_size, d))
+            yield "lm_head.weight", self._cast(lazy[:])
+
+    def _layer(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        config = self._config
+        n, d = config.num_sublayers, config.hidden_size
+        query = config.heads_per_sublayer * config.head_dim
+        key = config.kv_heads_per_sublayer * config.head_dim
+        up = config.ffn_dim * (2 if config.activation == "swiglu" else 1)
+        for norm in ("norm_1.", "norm_2.")[: config.traits.norms_per_layer]:
+            yield from self._norm(prefix + norm, streams=config.num_streams)
+        for name, outputs, inputs, rows, columns in (
+            ("attention.qkv", query + 2 * key, d, self._qkv_rows(), None),
+            ("attention.output", d, query, None, self._head_columns()),
+            ("feed_forward.up", up, d, self._up_rows(), None),
+            ("feed_forward.down", d, config.ffn_dim, None, self._ffn_columns()),
+        ):
+            weight, bias = f"{prefix}{name}.weight", f"{prefix}{name}.bias"
+            if config.traits.own_streams:
+                yield self._branches(weight, n, outputs, inputs)
+                if config.bias:
+                    yield self._branches(bias, n, outputs)
+            elif rows is not None:
+                yield self._cut(weight, (n, outputs, inputs), rows, axis=0)
+                if config.bias:
+                    yield self._cut(bias, (n, outputs), rows, axis=0)
+            else:
+                assert columns is not None
+                yield self._cut(weight, (n, outputs, inputs), columns, axis=1)
+                if config.bias:
+                    yield self._counted_once(bias, 1, outputs)
+
+    def _norm(self, prefix: str, streams: int) -> Iterator[tuple[str, Tensor]]:
+        config = self._config
+        # A stream's norms go with its sub-layer; one shared by all branches is everywhere.
+        read = self._branches if streams == config.num_sublayers > 1 else self._whole
+        yield read(prefix + "weight", streams, config.hidden_size)
+        if config.bias and config.norm == "layernorm":
+            yield read(prefix + "bias", streams, config.hidden_size)
+
+    def _whole(self, name: str, *shape: int) -> tuple[str, Tensor]:
+        return name, self._cast(self._tensors.slice_of(f"model.{name}", shape)[:])
+
+    def _branches(self, name: str, *shape: int) -> tuple[str, Tensor]:
+        """The sub-layers held, from the leading axis."""
+        lazy = self._tensors.slice_of(f"model.{name}", shape)
+        return name, self._cast(lazy[self._shard.first : self._shard.end])
+
+    def _counted_once(self, name: str, *shape: int) -> tuple[str, Tensor]:
+        """A bias added to a sum over ranks: the first rank brings it, the others bring zero."""
+        if self._shard.first == 0:
+            return self._whole(name, *shape)
+        return name, torch.zeros(shape, dtype=self._dtype)
+
+    def _cut(
+        self, name: str, shape: tuple[int, ...], pieces: Sequence[_Piece], axis: int
+    ) -> tuple[str, Tensor]:
+        """Rows (axis 0) or columns (axis 1) of several branches, merged into one branch."""
+        lazy = self._tensors.slice_of(f"model.{name}", shape)
+        if axis == 0:
+            parts = [lazy[branch : branch + 1, start:end] for branch, start, end in pieces]
+        else:
+            parts = [lazy[branch : branch + 1, :, start:end] for branch, start, end in pieces]
+        return name, self._cast(torch.cat(parts, dim=axis + 1))
+
+    def _qkv_rows(self) -> list[_Piece]:
+        """All queries, then all keys, then all values, of the heads held."""
+        config, shard = self._config, self._shard
+        groups = config.kv_heads_per_sublayer
+        queries_per_group = config.heads_per_sublayer // groups
+        query = config.heads_per_sublayer * config.head_dim
+        key = groups * config.head_dim
+        held = _within_branches(range(shard.first, shard.end), groups, config.num_sublayers)
+        pieces = []
+        for offset, rows_per_group in (
+            (0, queries_per_group * config.head_dim),
+            (query, config.head_dim),
+            (query + key, config.head_dim),
+        ):
+            pieces += [
+                (branch, offset + start * rows_per_group, offset + end * rows_per_group)
+                for branch, start, end in held
+            ]
+        return pieces
+
+    def _head_columns(self) -> list[_Piece]:
+        queries_keys_values = self._qkv_rows()
+        return queries_keys_values[: len(queries_keys_values) // 3]
+
+    def _ffn_columns(self) -> list[_Piece]:
+        config = self._config
+        return _within_branches(self._shard.ffn_columns, config.ffn_dim, config.num_sublayers)
+
+    def _up_rows(self) -> list[_Piece]:
+        columns = self._ffn_columns()
+        if self._config.activation != "swiglu":
+            return columns
+        behind_gate = self._config.ffn_dim
+        return columns + [(b, behind_gate + start, behind_gate + end) for b, start, end in columns]
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype)
+
+
+def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
+    """Cut a run over all branches side by side into runs within each branch."""
+    pieces = []
+    for branch in range(branches):
+        start = max(held.start - branch * size, 0)
+        end = min(held.stop - branch * size, size)
+        if start < end:
+            pieces.append((branch, start, end))
+    return pieces
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KrakenError(f"{path} is missing: give the folder of a saved model") from error
+    except NotADirectoryError as error:
+        raise KrakenError(f"{path.parent} is a file: give the folder of a saved model") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KrakenError(f"{path} is not valid JSON ({error}): copy it again") from error
+    if not isinstance(values, dict):
+        raise KrakenError(f"{path} does not hold a JSON object: copy it again")
+    return values

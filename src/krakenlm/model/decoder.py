@@ -1,0 +1,161 @@
+"""The decoder: embeddings, layers joined by a wiring, the final norm.
+
+It knows nothing of processes: a rank builds the decoder of its own part's configuration and
+passes the Reducer that sums across ranks. Shape letters: see ``krakenlm.model``.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from krakenlm.config import ModelConfig
+from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, rotary
+from krakenlm.model.feed_forward import FeedForward
+from krakenlm.model.layers import BranchLinear, Norm
+from krakenlm.model.reduce import Reducer
+from krakenlm.model.wiring import WIRING_FUNCTIONS, Block
+
+BlockWrapper = Callable[[int, Block], Block]
+
+
+class Layer(nn.Module):
+    """Norms, attention and feed-forward network of all local branches of one layer."""
+
+    def __init__(self, config: ModelConfig, layer_index: int) -> None:
+        super().__init__()
+        # The authors' scale, 0.02 / sqrt(2 L N): that many branch outputs meet in a stream.
+        streams_that_meet = 2 * config.num_hidden_layers * config.num_streams
+        output_std = config.initializer_range * streams_that_meet**-0.5
+        self.norm_1 = _norm(config, config.num_streams)
+        self.attention = Attention(config, layer_index, output_std)
+        if config.traits.norms_per_layer == 2:
+            self.norm_2 = _norm(config, config.num_streams)
+        self.feed_forward = FeedForward(config, output_std)
+
+    def attend(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
+        """Attention on the first norm's output, branches_KBTD."""
+        return self.attention(self.norm_1(x_SBTD), context)
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        """The feed-forward network on the second norm's output, branches_KBTD."""
+        return self.feed_forward(self.norm_2(x_SBTD))
+
+    def attend_and_feed(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
+        """Attention and feed-forward network on one norm's output, branches_KBTD."""
+        normal_SBTD = self.norm_1(x_SBTD)
+        return self.attention(normal_SBTD, context) + self.feed_forward(normal_SBTD)
+
+
+class Decoder(nn.Module):
+    """Token ids to the hidden states that the output head reads.
+
+    Args:
+        config: of the whole model, or of one rank's part of it. Parameters are allocated, not
+            initialised: load them, or call ``initialise``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        if config.traits.conjunction:
+            self.conjunction = BranchLinear(
+                config.num_sublayers,
+                config.hidden_size,
+                config.hidden_size,
+                1 if config.bias else 0,
+                config.initializer_range,
+            )
+        self.norm = _norm(config, 1)
+
+    def initialise(self) -> None:
+        """Draw all weights anew, as ``krakenlm train`` starts from."""
+        self.apply(lambda module: initialise_module(module, self.config.initializer_range))
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        core: AttentionCore,
+        reducer: Reducer,
+        wrap: BlockWrapper | None = None,
+    ) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x_BTD: embedded tokens, from ``embed_tokens``.
+            positions_BT: position of each token, [B or 1, T].
+            core: attention with its mask and cache.
+            reducer: sums branches, here and across ranks.
+            wrap: replaces each layer's block, for instance by one that records times.
+
+        Returns:
+            Hidden states h_BTD behind the final norm.
+        """
+        config = self.config
+        turns = None
+        if config.position == "learned":
+            x_BTD = x_BTD + self.embed_positions(positions_BT)
+        else:
+            turns = rotary(positions_BT, config.head_dim, config.rope_theta)
+        x_BTD = F.dropout(x_BTD, config.dropout, self.training)
+        context = AttentionContext(core, turns)
+        recompute = self.gradient_checkpointing and self.training
+        blocks = [_BoundLayer(layer, context, recompute) for layer in self._layers()]
+        if wrap is not None:
+            blocks = [wrap(index, block) for index, block in enumerate(blocks)]
+        wiring = WIRING_FUNCTIONS[config.wiring]
+        x_1BTD = wiring(blocks, x_BTD.unsqueeze(0), reducer, self._join)
+        return self.norm(x_1BTD).squeeze(0)
+
+    def _layers(self) -> Iterable[Layer]:
+        return self.layers  # type: ignore[return-value]
+
+    def _join(self, y_KBTD: Tensor) -> Tensor:
+        """The conjunction of Kraken's streams; a single stream passes through."""
+        return self.conjunction(y_KBTD) if self.config.traits.conjunction else y_KBTD
+
+
+class _BoundLayer:
+    """A layer with one forward pass's context; recomputes activations for the gradient if asked."""
+
+    def __init__(self, layer: Layer, context: AttentionContext, recompute: bool) -> None:
+        self._layer = layer
+        self._context = context
+        self._recompute = recompute
+
+    def attend(self, x_SBTD: Tensor) -> Tensor:
+        return self._run(self._layer.attend, x_SBTD, self._context)
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        return self._run(self._layer.feed, x_SBTD)
+
+    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
+        return self._run(self._layer.attend_and_feed, x_SBTD, self._context)
+
+    def _run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if self._recompute:
+            result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+            return result
+        return function(*arguments)
+
+
+def initialise_module(module: nn.Module, std: float) -> None:
+    """Draw one module's own parameters: N(0, std), the authors' scale for branch outputs."""
+    if isinstance(module, BranchLinear | Norm):
+        module.reset_parameters()
+    elif isinstance(module, nn.Embedding | nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+
+
+def _norm(config: ModelConfig, streams: int) -> Norm:
+    return Norm(
+        streams, config.hidden_size, config.norm_eps, config.bias, rms=config.norm == "rmsnorm"
+    )

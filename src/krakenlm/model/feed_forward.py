@@ -1,0 +1,56 @@
+"""The feed-forward network of all local branches at once: GELU or SwiGLU.
+
+Shape letters: see ``krakenlm.model``.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from krakenlm.config import ModelConfig
+from krakenlm.model.layers import BranchLinear, branch_dropout
+
+
+class FeedForward(nn.Module):
+    """W_down gelu(W_up x), or with SwiGLU (arXiv 2002.05202) W_down (silu(W_gate x) * W_up x).
+
+    Args:
+        config: of the whole model, or of one rank's part of it.
+        output_std: standard deviation of ``down``'s initial weights.
+    """
+
+    def __init__(self, config: ModelConfig, output_std: float) -> None:
+        super().__init__()
+        branches = config.num_sublayers
+        self.gated = config.activation == "swiglu"
+        self.dropout = config.dropout
+        self.own_streams = config.traits.own_streams
+        # With SwiGLU the gate's rows come first, then the up map's.
+        self.up = BranchLinear(
+            branches,
+            config.hidden_size,
+            config.ffn_dim * (2 if self.gated else 1),
+            branches if config.bias else 0,
+            config.initializer_range,
+        )
+        self.down = BranchLinear(
+            branches,
+            config.ffn_dim,
+            config.hidden_size,
+            config.num_streams if config.bias else 0,
+            output_std,
+        )
+
+    def forward(self, x_SBTD: Tensor) -> Tensor:
+        """What the network adds to each branch, as branches_KBTD."""
+        up_KBTF = self.up(x_SBTD)
+        if self.gated:
+            gate_KBTF, up_KBTF = up_KBTF.chunk(2, dim=-1)
+            inner_KBTF = F.silu(gate_KBTF) * up_KBTF
+        else:
+            inner_KBTF = F.gelu(up_KBTF, approximate="tanh")
+        return branch_dropout(
+            self.down(inner_KBTF),
+            self.dropout,
+            training=self.training,
+            own_streams=self.own_streams,
+        )

@@ -1,0 +1,128 @@
+"""Linear maps and norms whose weights carry a leading axis over branches.
+
+Shape letters: see ``krakenlm.model``.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BranchLinear(nn.Module):
+    """One linear map a branch, applied as one product: x_SBTI to y_KBTO.
+
+    Args:
+        branches: K.
+        in_features: I.
+        out_features: O.
+        bias_rows: 0 for none, K for one a branch, or 1 where the outputs will be summed over
+            branches, so that the bias counts once.
+        init_std: standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self, branches: int, in_features: int, out_features: int, bias_rows: int, init_std: float
+    ) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.weight = nn.Parameter(torch.empty(branches, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(bias_rows, out_features)) if bias_rows else None
+
+    def reset_parameters(self) -> None:
+        """Draw new weights from N(0, init_std); biases are zero."""
+        nn.init.normal_(self.weight, std=self.init_std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x_SBTI: Tensor) -> Tensor:
+        """Apply each branch's map to its stream; one stream feeds all branches where S is 1."""
+        return branch_linear(x_SBTI, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Shape, as ``nn.Linear`` shows it."""
+        branches, out_features, in_features = self.weight.shape
+        return f"{branches} x ({in_features} -> {out_features}), bias={self.bias is not None}"
+
+
+def branch_linear(x_SBTI: Tensor, weight_KOI: Tensor, bias: Tensor | None) -> Tensor:
+    """y_k = W_k x_k + b_k for all branches k at once, as y_KBTO.
+
+    A bias of one row under several branches belongs to the first: their sum then has it once.
+    """
+    branches, out_features, in_features = weight_KOI.shape
+    streams, batch, tokens, _ = x_SBTI.shape
+    if branches == 1:
+        return F.linear(x_SBTI[0], weight_KOI[0], None if bias is None else bias[0]).unsqueeze(0)
+    if bias is not None and bias.shape[0] != branches:
+        bias = F.pad(bias, (0, 0, 0, branches - 1))
+    if streams == 1:
+        # One wide product over all branches reads x once.
+        flat_bias = None if bias is None else bias.flatten()
+        y_BTKO = F.linear(x_SBTI[0], weight_KOI.flatten(0, 1), flat_bias)
+        return y_BTKO.unflatten(-1, (branches, out_features)).movedim(2, 0)
+    x_KPI = x_SBTI.reshape(branches, batch * tokens, in_features)
+    weight_KIO = weight_KOI.transpose(1, 2)
+    if bias is None:
+        y_KPO = torch.bmm(x_KPI, weight_KIO)
+    else:
+        y_KPO = torch.baddbmm(bias.unsqueeze(1), x_KPI, weight_KIO)
+    return y_KPO.view(branches, batch, tokens, out_features)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm with one set of weights a stream.
+
+    Args:
+        streams: S.
+        width: D.
+        eps: added to the variance.
+        bias: LayerNorm's bias; RMSNorm has none.
+        rms: RMSNorm (arXiv 1910.07467) instead of LayerNorm.
+    """
+
+    def __init__(self, streams: int, width: int, eps: float, bias: bool, rms: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.rms = rms
+        self.weight = nn.Parameter(torch.empty(streams, width))
+        self.bias = nn.Parameter(torch.empty(streams, width)) if bias and not rms else None
+
+    def reset_parameters(self) -> None:
+        """Weights one, biases zero."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x_SBTD: Tensor) -> Tensor:
+        """Normalise over D; one incoming stream fans out to all sets of weights."""
+        width = (x_SBTD.shape[-1],)
+        if self.weight.shape[0] == 1:
+            if self.rms:
+                return F.rms_norm(x_SBTD, width, self.weight[0], self.eps)
+            bias = None if self.bias is None else self.bias[0]
+            return F.layer_norm(x_SBTD, width, self.weight[0], bias, self.eps)
+        if self.rms:
+            normal_SBTD = F.rms_norm(x_SBTD, width, None, self.eps)
+        else:
+            normal_SBTD = F.layer_norm(x_SBTD, width, None, None, self.eps)
+        weight_S11D = self.weight[:, None, None, :]
+        if self.bias is None:
+            return normal_SBTD * weight_S11D
+        return torch.addcmul(self.bias[:, None, None, :], normal_SBTD, weight_S11D)
+
+    def extra_repr(self) -> str:
+        """Shape and kind."""
+        streams, width = self.weight.shape
+        return f"{streams} x {width}, {'RMSNorm' if self.rms else 'LayerNorm'}"
+
+
+def branch_dropout(y_KBTD: Tensor, p: float, *, training: bool, own_streams: bool) -> Tensor:
+    """Dropout on what branches add to their streams.
+
+    Branches that will be summed share one mask, so that their sum is dropped as a whole.
+    """
+    if not training or p == 0.0:
+        return y_KBTD
+    if own_streams or y_KBTD.shape[0] == 1:
+        return F.dropout(y_KBTD, p)
+    return y_KBTD * F.dropout(torch.ones_like(y_KBTD[:1]), p)
