@@ -1,0 +1,1 @@
+"""krakenlm as other libraries see it; each module needs its library."""

@@ -1,0 +1,207 @@
+"""Hugging Face Transformers: the model class.
+
+The model is ``krakenlm.model.decoder.Decoder`` with all branches in one process, Transformers'
+caches, masks and attention functions. Shape letters: see ``krakenlm.model``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from krakenlm.errors import ConfigError
+from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.model.attention import Attention
+from krakenlm.model.decoder import Decoder, initialise_module
+from krakenlm.model.reduce import LocalReducer
+
+class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A language model of any wiring, for training and single-process generation."""
+
+    config: KrakenConfig
+    config_class = KrakenConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Layers are used through their attention and feed-forward network, which are what a
+    # device map or FSDP may place.
+    _no_split_modules = ("Attention", "FeedForward")
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: KrakenConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config.to_model_config())
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the output head."""
+        self.lm_head = new_embeddings
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        initialise_module(module, self.config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            input_ids: [B, T]; or ``inputs_embeds``, [B, T, D].
+            attention_mask: [B, past + T], 0 where a batch is padded (on the left for generation).
+            position_ids: [B, T]; by default they count what the mask keeps.
+            past_key_values: a Transformers cache.
+            inputs_embeds: embedded tokens, instead of ``input_ids``.
+            labels: [B, T], the ids again; the shift happens inside, -100 is ignored.
+            use_cache: return a cache; the configuration's ``use_cache`` by default.
+            logits_to_keep: only so many last positions go through the head; 0 is all.
+            kwargs: passed to Transformers' attention and loss functions.
+        """
+        _refuse_recording(kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x_BTD = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        self._check_length(x_BTD.shape[1])
+        if self._caches(use_cache) and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = _positions(x_BTD, attention_mask, past_key_values)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=x_BTD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        core = _TransformersCore(self.config._attn_implementation, mask, past_key_values, kwargs)
+        h_BTD = self.model(x_BTD, position_ids, core, LocalReducer())
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(h_BTD[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _caches(self, use_cache: bool | None) -> bool:
+        if self.training and self.model.gradient_checkpointing:
+            return False  # recomputing a layer would store its keys twice
+        return self.config.use_cache if use_cache is None else use_cache
+
+    def _check_length(self, tokens: int) -> None:
+        limit = self.config.max_position_embeddings
+        if tokens > limit:
+            raise ConfigError(
+                f"{tokens} tokens do not fit the context of {limit} (max_position_embeddings): "
+                "shorten the input"
+            )
+
+
+class _TransformersCore:
+    """The attention core that stores in a Transformers cache and calls its attention functions."""
+
+    def __init__(
+        self, implementation: str, mask: Any, cache: Cache | None, kwargs: dict[str, Any]
+    ) -> None:
+        self._attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            implementation, eager_attention
+        )
+        self._mask = mask
+        self._cache = cache
+        self._kwargs = kwargs
+
+    def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
+        if self._cache is not None:
+            k_BGTE, v_BGTE = self._cache.update(k_BGTE, v_BGTE, module.layer_index)
+        o_BTHE, _ = self._attend(
+            module,
+            q_BHTE,
+            k_BGTE,
+            v_BGTE,
+            self._mask,
+            dropout=module.dropout if module.training else 0.0,
+            scaling=module.scaling,
+            **self._kwargs,
+        )
+        return o_BTHE
+
+
+def eager_attention(
+    module: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for ``attn_implementation="eager"``: (o_BTHE, weights)."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def _positions(x_BTD: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
+    tokens = x_BTD.shape[1]
+    if attention_mask is not None and attention_mask.dim() == 2:
+        # Padding takes no position: the first real token of each row is at 0.
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
+    past = 0 if cache is None else cache.get_seq_length()
+    return (torch.arange(tokens, device=x_BTD.device) + past).unsqueeze(0)
+
+
+def _refuse_recording(kwargs: dict[str, Any]) -> None:
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.pop(name, None):
+            raise ConfigError(f"{name}=True: these models return logits and caches only")
+    kwargs.pop("return_dict", None)
+
+
+# Seen by whoever imports this module; krakenlm._registration imports it behind the Auto classes.
+AutoModelForCausalLM.register(KrakenConfig, KrakenForCausalLM, exist_ok=True)

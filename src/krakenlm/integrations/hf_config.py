@@ -1,0 +1,79 @@
+"""Hugging Face Transformers: the configuration class."""
+
+import dataclasses
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from krakenlm.config import MODEL_TYPE, ModelConfig, refuse_unknown
+
+_MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+
+# What Transformers itself puts into a configuration beside its dataclass fields.
+_TRANSFORMERS_KEYS = {
+    "model_type",
+    "torch_dtype",
+    "num_labels",
+    "name_or_path",
+    "_name_or_path",
+    "_commit_hash",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "auto_map",
+}
+
+
+class KrakenConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The fields of ``krakenlm.ModelConfig``, as Transformers keeps configurations.
+
+    All fields, their defaults and what is refused are ``ModelConfig``'s. Keys that neither it nor
+    Transformers knows are refused too.
+
+    Raises:
+        ConfigError: an impossible value or combination, or an unknown key.
+    """
+
+    model_type = MODEL_TYPE
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {field.name for field in dataclasses.fields(self)} | _TRANSFORMERS_KEYS
+        refuse_unknown(kwargs, known.union(_MODEL_FIELDS))
+        model = ModelConfig.from_dict(
+            {name: kwargs.pop(name) for name in _MODEL_FIELDS if name in kwargs}
+        )
+        for name, value in model.to_dict().items():
+            setattr(self, name, value)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_model_config(cls, config: ModelConfig, **extra: Any) -> "KrakenConfig":
+        """The same model with Transformers' own keys, such as ``eos_token_id``, beside it."""
+        return cls(**config.to_dict(), **extra)
+
+    def to_model_config(self) -> ModelConfig:
+        """The frozen configuration that the modules are built from."""
+        return ModelConfig.from_dict({name: getattr(self, name) for name in _MODEL_FIELDS})
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads over all sub-layers."""
+        return self.to_model_config().num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key and value heads over all sub-layers."""
+        return self.to_model_config().num_key_value_heads
+
+
+# Seen by whoever imports this module; krakenlm._registration imports it behind the Auto classes.
+AutoConfig.register(MODEL_TYPE, KrakenConfig, exist_ok=True)
