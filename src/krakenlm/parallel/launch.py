@@ -1,0 +1,271 @@
+"""Ranks: started here as processes of this machine, or found waiting under ``torchrun``.
+
+A worker is a module-level function ``worker(rank, *arguments)`` that returns nothing; what it has
+to say it sends with ``rank.emit``, and the caller's ``on_message`` receives it in the parent. No
+process group exists before ``launch`` or after it, and no rank outlives it.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import distributed as dist
+
+from krakenlm.errors import KrakenError
+
+DeviceType = Literal["auto", "cpu", "cuda"]
+Worker = Callable[..., None]
+OnMessage = Callable[[Any], None]
+
+# A rank that waits longer than this for another one gives up.
+_COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+_SECONDS_TO_END = 5.0
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a worker knows of itself.
+
+    Attributes:
+        index: 0 to size - 1.
+        size: ranks altogether; above 1 the default process group is ready.
+        device: where this rank computes.
+        emit: sends a picklable message to the caller of ``launch``.
+    """
+
+    index: int
+    size: int
+    device: torch.device
+    emit: Callable[[Any], None]
+
+
+def launch(
+    worker: Worker,
+    arguments: Sequence[Any],
+    *,
+    devices: int,
+    on_message: OnMessage,
+    device_type: DeviceType = "auto",
+) -> None:
+    """Run ``worker`` on every rank and return when all are done.
+
+    Under ``torchrun`` the ranks exist already and this process is one of them; ``on_message`` then
+    hears this rank alone. Otherwise ``devices`` processes are started, or none where one device
+    needs none. gloo carries the messages between CPUs, NCCL those between GPUs.
+
+    Raises:
+        KrakenError: what a rank could not do, or a number of devices that does not fit.
+        RuntimeError: a rank failed otherwise; the text holds its traceback.
+    """
+    if under_torchrun():
+        _run_under_torchrun(worker, arguments, devices, on_message, device_type)
+    elif devices == 1:
+        worker(Rank(0, 1, _device(device_type, 0, 1), on_message), *arguments)
+    else:
+        _start_processes(worker, arguments, devices, on_message, device_type)
+
+
+def under_torchrun() -> bool:
+    """Whether ``torchrun`` (or anything that speaks its environment) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def threads_per_rank(size: int) -> int:
+    """Compute threads for each of ``size`` ranks on this machine's cores."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every operating system
+        cores = os.cpu_count() or 1
+    return max(1, cores // size)
+
+
+def _run_under_torchrun(
+    worker: Worker,
+    arguments: Sequence[Any],
+    devices: int,
+    on_message: OnMessage,
+    device_type: DeviceType,
+) -> None:
+    index, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if devices != size:
+        raise KrakenError(
+            f"--devices {devices} under torchrun with {size} processes: leave --devices out or "
+            f"give --devices {size}"
+        )
+    local_index = int(os.environ.get("LOCAL_RANK", index))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    device = _device(device_type, local_index, local_size)
+    with _process_group("env://", index, size, device):
+        worker(Rank(index, size, device, on_message), *arguments)
+
+
+def _start_processes(
+    worker: Worker,
+    arguments: Sequence[Any],
+    devices: int,
+    on_message: OnMessage,
+    device_type: DeviceType,
+) -> None:
+    _device(device_type, 0, devices)  # refuse here, where the message is read, not in the ranks
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="krakenlm-") as folder:
+        # A file to meet at needs no port, so nothing can be taken and nothing listens outside.
+        meeting_point = (Path(folder) / "rendezvous").as_uri()
+        processes: list[BaseProcess] = []
+        readers: list[Connection] = []
+        try:
+            for index in range(devices):
+                reader, writer = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_child,
+                    args=(worker, arguments, index, devices, device_type, meeting_point, writer),
+                    name=f"krakenlm rank {index}",
+                )
+                process.start()
+                writer.close()
+                processes.append(process)
+                readers.append(reader)
+            _listen(processes, readers, on_message)
+        finally:
+            _end(processes)
+
+
+def _listen(
+    processes: list[BaseProcess], readers: list[Connection], on_message: OnMessage
+) -> None:
+    """Pass messages on until every rank is done; raise for the first that fails."""
+    open_readers = list(readers)
+    failures: list[_Failure] = []
+    while open_readers:
+        # Once a rank has failed, the others get a moment to say why, then no more.
+        ready = wait(open_readers, timeout=1.0 if failures else None)
+        if failures and not ready:
+            break
+        for reader in ready:
+            assert isinstance(reader, Connection)
+            try:
+                message = reader.recv()
+            except EOFError:
+                open_readers.remove(reader)
+                process = processes[readers.index(reader)]
+                process.join(_SECONDS_TO_END)
+                if process.exitcode:
+                    failures.append(_Failure(f"{process.name} ended: exit {process.exitcode}"))
+                continue
+            if isinstance(message, _Failure):
+                failures.append(message)
+            else:
+                on_message(message)
+    if failures:
+        raise min(failures, key=lambda failure: failure.rank_of_blame).as_exception()
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join(_SECONDS_TO_END)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a rank ended; a problem for people outranks the traces that follow from it."""
+
+    text: str
+    kind: Literal["for people", "traceback", "exit"] = "exit"
+
+    @property
+    def rank_of_blame(self) -> int:
+        return ("for people", "traceback", "exit").index(self.kind)
+
+    def as_exception(self) -> Exception:
+        if self.kind == "for people":
+            return KrakenError(self.text)
+        return RuntimeError(self.text)
+
+
+def _child(
+    worker: Worker,
+    arguments: Sequence[Any],
+    index: int,
+    size: int,
+    device_type: DeviceType,
+    meeting_point: str,
+    writer: Connection,
+) -> None:
+    # A rank writes no files, so Ctrl-C may end it on the spot; the parent tidies up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _die_with_parent()
+    try:
+        torch.set_num_threads(threads_per_rank(size))
+        device = _device(device_type, index, size)
+        # Local ranks talk over the loopback device only.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        with _process_group(meeting_point, index, size, device):
+            worker(Rank(index, size, device, writer.send), *arguments)
+    except KrakenError as error:
+        writer.send(_Failure(str(error), "for people"))
+    except BaseException:
+        writer.send(_Failure(f"rank {index} failed:\n{traceback.format_exc()}", "traceback"))
+    finally:
+        writer.close()
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent is gone, however that came about."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch parent").start()
+
+
+@contextmanager
+def _process_group(
+    meeting_point: str, index: int, size: int, device: torch.device
+) -> Iterator[None]:
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        init_method=meeting_point,
+        rank=index,
+        world_size=size,
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+    try:
+        yield
+        dist.barrier()  # nobody leaves while another still listens
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(device_type: DeviceType, local_index: int, local_size: int) -> torch.device:
+    gpus = torch.cuda.device_count() if device_type != "cpu" else 0
+    if device_type == "cuda" and gpus < local_size:
+        raise KrakenError(
+            f"--device cuda: {local_size} ranks need {local_size} GPUs and this machine has "
+            f"{gpus}: use fewer --devices or --device cpu"
+        )
+    if gpus >= local_size:
+        torch.cuda.set_device(local_index)
+        return torch.device("cuda", local_index)
+    return torch.device("cpu")
