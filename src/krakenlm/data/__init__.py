@@ -1,0 +1,1 @@
+"""Text to tokens: reading files, tokenizers, and memory-mapped token files."""

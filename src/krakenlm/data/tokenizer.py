@@ -1,0 +1,266 @@
+"""Which tokenizer does a name, a directory or a text give?"""
+
+import itertools
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krakenlm.console import notes
+from krakenlm.data.text import check_files, pieces
+from krakenlm.errors import KrakenError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257  # the 256 bytes and the end of text
+TRAINING_BYTES = 32 << 20
+# Upper case, runs of blanks, a composed accent, four-byte characters: what lossy tokenizers change.
+_PROBE = "The  Quick\n\n\tbrown fox; d'\u00e9t\u00e9 \U0001f98a end \n"
+
+
+def tokenizer_for(spec: str, texts: Sequence[Path]) -> "PreTrainedTokenizerFast":
+    """The tokenizer that ``--tokenizer`` names: ``DIR``, ``train:VOCAB`` or a Hub name.
+
+    Args:
+        spec: as on the command line.
+        texts: what ``train:VOCAB`` learns from.
+
+    Raises:
+        KrakenError: there is no such tokenizer, or it cannot be used to prepare tokens.
+    """
+    if not spec.startswith("train:"):
+        return load_tokenizer(spec)
+    try:
+        vocab_size = int(spec.removeprefix("train:"))
+    except ValueError:
+        raise KrakenError(
+            f"--tokenizer {spec}: the part after 'train:' is the number of vocabulary entries, "
+            "as in train:8192"
+        ) from None
+    return train_tokenizer(texts, vocab_size)
+
+
+def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
+    """Load a tokenizer from a directory or, by name, from the Hugging Face Hub.
+
+    A directory holds ``tokenizer.json`` (a model, or the output of ``krakenlm prepare``), or only
+    GPT-2's ``vocab.json`` and ``merges.txt``. No code that comes with a tokenizer is run.
+
+    Raises:
+        KrakenError: nothing usable is there, or the Hub cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _from_directory(path)
+    looks_like_path = str(source).startswith(("/", ".", "~")) or str(source).count("/") > 1
+    if path.exists() or looks_like_path:
+        what = "is a file" if path.exists() else "does not exist"
+        raise KrakenError(
+            f"tokenizer {source} {what}: give a directory with tokenizer.json, "
+            "or with vocab.json and merges.txt"
+        )
+    return _from_hub(str(source))
+
+
+def train_tokenizer(texts: Sequence[Path], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """Learn a byte-level BPE with ``<|endoftext|>`` as end, beginning and padding.
+
+    It learns from at most 32 MiB of text (``TRAINING_BYTES``): each file gives its beginning, in
+    equal shares; what small files leave unused goes to the larger ones. Little text may give
+    fewer entries than asked for.
+
+    Raises:
+        KrakenError: ``vocab_size`` cannot hold the 256 bytes and the end of text, or a bad file.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise KrakenError(
+            f"a vocabulary of {vocab_size} entries is too small: byte-level BPE needs at least "
+            f"{SMALLEST_VOCABULARY} (256 bytes and {END_OF_TEXT}), as in train:8192"
+        )
+    from tokenizers import models, pre_tokenizers, trainers
+
+    sizes = check_files(texts)
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    by_size = sorted(sizes, key=lambda path: (sizes[path], path))
+    with notes.status(f"learning a tokenizer of {vocab_size} entries"):
+        _train(tokenizer, trainer, _beginnings(by_size, TRAINING_BYTES))
+    return _wrap(tokenizer)
+
+
+def plain_encoder(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
+    """A copy of the tokenizer's engine that encodes text as text.
+
+    Nothing is truncated, padded or added, and a special token spelt out in a document (an article
+    on ``<|endoftext|>``) is encoded letter by letter instead of ending the document.
+    """
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def encode(encoder: "Tokenizer", texts: list[str]) -> list[list[int]]:
+    """The token ids of each text, encoded on all cores."""
+    return [found.ids for found in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def check_lossless(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
+    """Refuse a tokenizer that does not give the text back.
+
+    Raises:
+        KrakenError: it drops or changes characters, so bits per byte would mean nothing.
+    """
+    encoder = plain_encoder(tokenizer)
+    ids = encode(encoder, [_PROBE])[0]
+    if encoder.decode(ids, skip_special_tokens=False) != _PROBE:
+        raise KrakenError(
+            f"tokenizer {name} does not give back the text it is given (case, blanks or "
+            "characters are lost): use a byte-level one, such as gpt2 or train:8192"
+        )
+
+
+def _from_directory(directory: Path) -> "PreTrainedTokenizerFast":
+    for folder in (directory, directory / "tokenizer"):
+        if (folder / "tokenizer.json").is_file():
+            return _with_end_of_text(_auto(str(folder), local_files_only=True), str(folder))
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return _from_gpt2_files(folder)
+    raise KrakenError(
+        f"{directory} holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
+    )
+
+
+def _from_gpt2_files(folder: Path) -> "PreTrainedTokenizerFast":
+    from tokenizers import models
+
+    try:
+        bpe = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the Rust side raises nothing more precise
+        raise KrakenError(
+            f"vocab.json and merges.txt in {folder} are damaged ({error}): copy them again"
+        ) from error
+    tokenizer = _byte_level(bpe)
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise KrakenError(
+            f"{folder / 'vocab.json'} has no entry {END_OF_TEXT}, which ends a document: add it"
+        )
+    return _wrap(tokenizer)
+
+
+def _from_hub(name: str) -> "PreTrainedTokenizerFast":
+    try:
+        return _with_end_of_text(_auto(name, local_files_only=True), name)  # from the cache
+    except KrakenError as error:
+        if not _hub_answers():
+            raise KrakenError(
+                f"tokenizer {name}: no such directory, and the Hugging Face Hub cannot be "
+                "reached: check the network, or pass a directory with tokenizer.json or with "
+                "vocab.json and merges.txt, --tokenizer DIR"
+            ) from error
+    return _with_end_of_text(_auto(name, local_files_only=False), name)
+
+
+def _auto(source: str, *, local_files_only: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=local_files_only, trust_remote_code=False
+        )
+    except KrakenError:
+        raise
+    except Exception as error:  # OSError, ValueError, and the Rust side's bare Exception
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise KrakenError(
+            f"cannot load tokenizer {source} ({reason}): check it, or pass another --tokenizer DIR"
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise KrakenError(f"tokenizer {source} has no tokenizer.json: save it as a fast tokenizer")
+    return tokenizer
+
+
+def _with_end_of_text(tokenizer: Any, name: str) -> "PreTrainedTokenizerFast":
+    if tokenizer.eos_token_id is None and END_OF_TEXT in tokenizer.get_vocab():
+        tokenizer.eos_token = END_OF_TEXT
+    if tokenizer.eos_token_id is None:
+        raise KrakenError(
+            f"tokenizer {name} has no end-of-text token to end documents with: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub is in reach: its own client would retry for the better part of a minute."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310  the Hub's own variable
+    try:
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+def _byte_level(bpe: Any) -> "Tokenizer":
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _train(tokenizer: "Tokenizer", trainer: Any, texts: Iterator[str]) -> None:
+    """Train on a thread of its own: in the main one Ctrl-C would be heard only at the end."""
+    stop = threading.Event()
+    fed = itertools.takewhile(lambda _: not stop.is_set(), texts)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        training = pool.submit(tokenizer.train_from_iterator, fed, trainer)
+        try:
+            training.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _beginnings(paths: Sequence[Path], limit: int) -> Iterator[str]:
+    """The first bytes of each file, ``limit`` in all, shared out over the files still to come."""
+    for index, path in enumerate(paths):
+        share = limit // (len(paths) - index)
+        for piece in pieces([path]):
+            taken = piece.text.encode()[:share]
+            yield taken.decode(errors="ignore")  # a character cut in two is left out
+            share -= len(taken)
+            limit -= len(taken)
+            if share <= 0:
+                break
