@@ -1,0 +1,1 @@
+"""Training: a recipe, Hugging Face's Trainer, a run that resumes."""

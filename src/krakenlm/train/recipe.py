@@ -1,0 +1,226 @@
+"""A training recipe: what a TOML file may say, and what it means.
+
+Unknown keys are refused, and the resolved recipe, every default filled in, is saved with the run.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from krakenlm.config import ModelConfig, Rule, derive, model_config, refuse_unknown
+from krakenlm.errors import KrakenError
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Derivation:
+    """The ``[model.derive]`` table; see ``krakenlm.config.derive``."""
+
+    sublayers: int
+    rule: Rule = "published"
+    head_dim: int = 0
+    kv_heads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """The ``[training]`` table. Defaults follow the published runs where they name a value.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: sequences of one forward pass.
+        gradient_accumulation: forward passes of one step.
+        sequence_length: tokens of a sequence; 0 is the model's context.
+        learning_rate: at the top of the schedule.
+        min_learning_rate_ratio: what the cosine falls to, as a share of ``learning_rate``.
+        warmup_steps: linear from 0.
+        weight_decay: on matrices and embeddings, never on norms and biases.
+        beta1: AdamW's.
+        beta2: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        precision: ``auto`` computes in bfloat16 where the device has it; weights stay float32.
+        device: ``auto`` uses a GPU where there is one.
+        gradient_checkpointing: recompute activations instead of keeping them.
+        compile: run the model through ``torch.compile``.
+        seed: of initial weights, order of the data and dropout.
+        log_every: steps between two values of the training loss.
+        eval_every: steps between two values of the validation loss; 0 is only at the end.
+        eval_batches: batches that a validation loss is taken from.
+        save_every: steps between checkpoints; 0 is only at the end.
+        keep_checkpoints: how many to keep.
+        tensorboard: also write TensorBoard files.
+    """
+
+    steps: int
+    batch_size: int
+    gradient_accumulation: int = 1
+    sequence_length: int = 0
+    learning_rate: float
+    min_learning_rate_ratio: float = 0.1
+    warmup_steps: int = 0
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batches: int = 20
+    save_every: int = 0
+    keep_checkpoints: int = 2
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "eval_batches"):
+            _need(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        _need("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "1 or more")
+        for name in ("sequence_length", "warmup_steps", "eval_every", "save_every", "seed"):
+            _need(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _need("learning_rate", self.learning_rate, 0 < self.learning_rate < 10, "above 0, below 10")
+        ratio = self.min_learning_rate_ratio
+        _need("min_learning_rate_ratio", ratio, 0 <= ratio <= 1, "0 to 1")
+        _need("warmup_steps", self.warmup_steps, self.warmup_steps <= self.steps, "at most steps")
+        _need("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _need("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "more than 0")
+        for name in ("beta1", "beta2"):
+            _need(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 or more, below 1")
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences that one optimizer step learns from."""
+        return self.batch_size * self.gradient_accumulation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A whole training run.
+
+    Attributes:
+        model: the configuration to start from, untrained.
+        data: a folder that ``krakenlm prepare`` wrote.
+        output: the run's folder.
+        training: everything else.
+    """
+
+    model: ModelConfig
+    data: Path
+    output: Path
+    training: Training
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain values, every default filled in."""
+        return {
+            "model": self.model.to_dict(),
+            "data": str(self.data),
+            "output": str(self.output),
+            "training": dataclasses.asdict(self.training),
+        }
+
+
+def read_recipe(path: Path, vocab_size_of: Any) -> Recipe:
+    """Read a TOML recipe.
+
+    Args:
+        path: the file. Relative folders in it are relative to the working directory.
+        vocab_size_of: a function from the data folder to its vocabulary's size, used where the
+            recipe does not fix ``vocab_size``.
+
+    Raises:
+        KrakenError: the file, a key or a value is wrong; the message names it.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KrakenError(f"{path} is missing: give a recipe, see recipes/") from error
+    except IsADirectoryError as error:
+        raise KrakenError(f"{path} is a folder: give a recipe file, see recipes/") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise KrakenError(f"{path} is not valid TOML: {error}") from error
+    try:
+        return _resolve(values, vocab_size_of)
+    except KrakenError as error:
+        raise KrakenError(f"{path}: {error}") from error
+
+
+def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
+    """The ``[model]`` table: a named size or explicit fields, and perhaps a Kraken derived.
+
+    ``base`` names a size, and all other keys are fields of ``ModelConfig``. A table ``derive``
+    turns that standard model into its Kraken match: ``sublayers``, and as `krakenlm derive` takes
+    them ``rule``, ``head_dim`` and ``kv_heads``.
+    """
+    fields = dict(table)
+    base, derivation = fields.pop("base", None), fields.pop("derive", None)
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    refuse_unknown(fields, known | {"base", "derive"}, " in [model]")
+    if base is not None:
+        _need("base", base, isinstance(base, str), "a size such as '124M'")
+        config = model_config(base, wiring=fields.pop("wiring", "standard"), **fields)
+    elif derivation is not None:
+        config = ModelConfig.from_dict({"wiring": "standard", "num_sublayers": 1, **fields})
+    else:
+        config = ModelConfig.from_dict(fields)
+    if derivation is None:
+        return config
+    _need("derive", derivation, isinstance(derivation, dict), "a table with sublayers")
+    wanted = _build(_Derivation, derivation, " in [model.derive]")
+    return derive(
+        config,
+        wanted.sublayers,
+        rule=wanted.rule,
+        head_dim=wanted.head_dim,
+        kv_heads=wanted.kv_heads,
+    )
+
+
+def _resolve(values: Mapping[str, Any], vocab_size_of: Any) -> Recipe:
+    refuse_unknown(values, {"model", "data", "output", "training"})
+    for key in ("model", "data", "output", "training"):
+        if key not in values:
+            raise KrakenError(f"{key} is missing: see recipes/ for an example")
+    for key, kind in (("data", str), ("output", str), ("model", dict), ("training", dict)):
+        if not isinstance(values[key], kind):
+            raise KrakenError(f"{key}={values[key]!r}: needs a {kind.__name__}")
+    data = Path(values["data"])
+    model_table = dict(values["model"])
+    model_table.setdefault("vocab_size", vocab_size_of(data))
+    return Recipe(
+        model=model_from_table(model_table),
+        data=data,
+        output=Path(values["output"]),
+        training=_build(Training, values["training"], " in [training]"),
+    )
+
+
+def _build(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+    """Make a dataclass of a TOML table, checking names and types."""
+    hints = get_type_hints(cls)
+    refuse_unknown(values, set(hints), where)
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if get_origin(hint) is Literal:
+            fits = get_args(hint)
+            _need(name, value, value in fits, "one of " + ", ".join(map(repr, fits)))
+        elif hint is float and type(value) is int:
+            value = float(value)
+        else:
+            _need(name, value, type(value) is hint, f"a value of type {hint.__name__}")
+        checked[name] = value
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise KrakenError(f"{field.name} is missing{where}")
+    return cls(**checked)
+
+
+def _need(name: str, value: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise KrakenError(f"{name}={value!r}: needs {what}")
