@@ -18,7 +18,7 @@ from krakenlm.model.cache import KVCache
 from krakenlm.model.checkpoint import read_config, read_shard
 from krakenlm.model.decoder import BlockWrapper, Decoder
 from krakenlm.model.reduce import LocalReducer, Reducer
-from krakenlm.model.shard import Shard, split
+from krakenlm.model.shard import split
 from krakenlm.parallel.collective import CollectiveReducer
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.sampling import Sampler, Sampling

@@ -83,6 +83,11 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def world_size() -> int:
+    """Ranks that ``torchrun`` started; 1 where it did not."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
+
+
 def threads_per_rank(size: int) -> int:
     """Compute threads for each of ``size`` ranks on this machine's cores."""
     try:
@@ -143,9 +148,7 @@ def _start_processes(
             _end(processes)
 
 
-def _listen(
-    processes: list[BaseProcess], readers: list[Connection], on_message: OnMessage
-) -> None:
+def _listen(processes: list[BaseProcess], readers: list[Connection], on_message: OnMessage) -> None:
     """Pass messages on until every rank is done; raise for the first that fails."""
     open_readers = list(readers)
     failures: list[_Failure] = []

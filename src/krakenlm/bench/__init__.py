@@ -1,0 +1,1 @@
+"""Measurements: typed results, the runs that make them, pictures drawn from them."""

@@ -1,0 +1,95 @@
+"""When a rank computed, when a sum was under way, when it waited: the events of one forward pass.
+
+Times are ``time.perf_counter`` seconds, which the ranks of one Linux machine share. Recording
+costs a few microseconds an event, so nothing is timed for comparison while it is recorded. GPUs
+run behind the host's back and would need events of their own: only CPU ranks are recorded.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from krakenlm.model.reduce import Pending
+from krakenlm.model.wiring import Block
+from krakenlm.parallel.collective import CollectiveReducer, InFlight
+
+Lane = Literal["compute", "communication"]
+
+
+class Event(NamedTuple):
+    """Something that took time on one rank."""
+
+    name: str
+    rank: int
+    lane: Lane
+    start: float
+    end: float
+
+
+class Recorder:
+    """Collects the events of one rank, in order of their end."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self.events: list[Event] = []
+
+    def add(self, name: str, lane: Lane, start: float) -> None:
+        """An event that ends now."""
+        self.events.append(Event(name, self._rank, lane, start, time.perf_counter()))
+
+    def wrap(self, index: int, block: Block) -> Block:
+        """The same block, recorded; a ``BlockWrapper`` for ``Decoder.forward``."""
+        return _RecordedBlock(self, index, block)
+
+
+class RecordingReducer(CollectiveReducer):
+    """The collective Reducer, with each AllReduce recorded from its begin to its completion."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:  # type: ignore[override]
+        """Start the AllReduce and note when it completes, on the thread that completes it."""
+        start = time.perf_counter()
+        pending = super().begin(branches_KBTD)
+
+        def completed(_: Any) -> None:
+            self._recorder.add("AllReduce", "communication", start)
+
+        pending.work.get_future().add_done_callback(completed)
+        return _RecordedPending(self._recorder, pending)
+
+
+class _RecordedPending(NamedTuple):
+    recorder: Recorder
+    pending: InFlight
+
+    def wait(self) -> Tensor:
+        start = time.perf_counter()
+        total_1BTD = self.pending.wait()
+        self.recorder.add("wait", "compute", start)
+        return total_1BTD
+
+
+class _RecordedBlock:
+    def __init__(self, recorder: Recorder, index: int, block: Block) -> None:
+        self._recorder = recorder
+        self._index = index
+        self._block = block
+
+    def attend(self, x_SBTD: Tensor) -> Tensor:
+        return self._record("attention", self._block.attend, x_SBTD)
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        return self._record("feed-forward", self._block.feed, x_SBTD)
+
+    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
+        return self._record("attention and feed-forward", self._block.attend_and_feed, x_SBTD)
+
+    def _record(self, name: str, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+        start = time.perf_counter()
+        y_KBTD = function(x_SBTD)
+        self._recorder.add(f"{name} {self._index + 1}", "compute", start)
+        return y_KBTD
