@@ -1,6 +1,7 @@
 """The command line's frame: the list of commands, and how errors reach people."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -57,14 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for any exception
     try:
-        app(spread_many_valued(arguments), standalone_mode=True)
-    except KrakenError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
+        app(spread_many_valued(arguments), standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
         _complain("interrupted: nothing half-written was left behind")
@@ -73,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of a pipe (`| head`) went away: no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_report(error))
 
 
 def spread_many_valued(arguments: Sequence[str]) -> list[str]:
@@ -91,6 +94,20 @@ def spread_many_valued(arguments: Sequence[str]) -> list[str]:
             option = None
             spread.append(argument)
     return spread
+
+
+def _report(error: Exception) -> int:
+    """Say what went wrong in one line; 2 where the user can mend it, 1 where we must."""
+    if isinstance(error, KrakenError):
+        _complain(str(error))
+        return 2
+    if hasattr(error, "format_message"):  # the parser's own: an unknown option, a missing argument
+        message = error.format_message()
+        if message:  # without a command the help was printed already
+            _complain(f"{message} See `krakenlm --help`.")
+        return 2
+    _complain(f"{type(error).__name__}: {error} (--debug shows where)")
+    return 1
 
 
 def _complain(message: str) -> None:

@@ -26,6 +26,7 @@ from krakenlm.model.attention import Attention
 from krakenlm.model.decoder import Decoder, initialise_module
 from krakenlm.model.reduce import LocalReducer
 
+
 class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A language model of any wiring, for training and single-process generation."""
 
@@ -55,7 +56,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """The token embedding."""
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.model.embed_tokens = value
 
@@ -63,7 +64,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """The output head."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the output head."""
         self.lm_head = new_embeddings
 

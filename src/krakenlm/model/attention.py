@@ -19,7 +19,9 @@ from krakenlm.model.layers import BranchLinear, branch_dropout
 class AttentionCore(Protocol):
     """Attends with given queries, keys and values, remembering keys and values if it likes."""
 
-    def __call__(self, module: "Attention", q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
+    def __call__(
+        self, module: "Attention", q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor
+    ) -> Tensor:
         """Return o_BTHE. ``module`` tells layer_index, scaling, dropout and group size."""
         ...
 
@@ -94,7 +96,9 @@ class Attention(nn.Module):
         """[K, B, T, heads E] to [B, K heads, T, E]."""
         branches, batch, tokens, width = x_KBTI.shape
         heads = width // self.head_dim
-        x_BKHTE = x_KBTI.reshape(branches, batch, tokens, heads, self.head_dim).permute(1, 0, 3, 2, 4)
+        x_BKHTE = x_KBTI.reshape(branches, batch, tokens, heads, self.head_dim).permute(
+            1, 0, 3, 2, 4
+        )
         return x_BKHTE.reshape(batch, branches * heads, tokens, self.head_dim)
 
 

@@ -125,7 +125,7 @@ class _Tensors:
             if not path.is_file():
                 raise KrakenError(f"{path} is missing: copy the checkpoint again")
             try:
-                self._open[path] = safe_open(path, framework="pt").__enter__()
+                self._open[path] = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise KrakenError(
                     f"{path} is damaged or truncated ({error}): copy or save it again"

@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         x_BTD = F.dropout(x_BTD, config.dropout, self.training)
         context = AttentionContext(core, turns)
         recompute = self.gradient_checkpointing and self.training
-        blocks = [_BoundLayer(layer, context, recompute) for layer in self._layers()]
+        blocks: list[Block] = [_BoundLayer(layer, context, recompute) for layer in self._layers()]
         if wrap is not None:
             blocks = [wrap(index, block) for index, block in enumerate(blocks)]
         wiring = WIRING_FUNCTIONS[config.wiring]

@@ -59,7 +59,7 @@ def branch_linear(x_SBTI: Tensor, weight_KOI: Tensor, bias: Tensor | None) -> Te
         # One wide product over all branches reads x once.
         flat_bias = None if bias is None else bias.flatten()
         y_BTKO = F.linear(x_SBTI[0], weight_KOI.flatten(0, 1), flat_bias)
-        return y_BTKO.unflatten(-1, (branches, out_features)).movedim(2, 0)
+        return y_BTKO.view(batch, tokens, branches, out_features).movedim(2, 0)
     x_KPI = x_SBTI.reshape(branches, batch * tokens, in_features)
     weight_KIO = weight_KOI.transpose(1, 2)
     if bias is None:

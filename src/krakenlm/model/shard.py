@@ -6,6 +6,7 @@ columns of the feed-forward network. Embeddings, and norms that all branches sha
 everywhere.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from krakenlm.config import ModelConfig
@@ -44,9 +45,10 @@ class Shard:
         config = self.config
         if config.traits.own_streams:
             return config.replace(num_sublayers=self.count)
+        queries_per_key = config.heads_per_sublayer // config.kv_heads_per_sublayer
         return config.replace(
             num_sublayers=1,
-            heads_per_sublayer=self.count * config.heads_per_sublayer // config.kv_heads_per_sublayer,
+            heads_per_sublayer=self.count * queries_per_key,
             kv_heads_per_sublayer=self.count,
             ffn_dim=len(self.ffn_columns),
         )
@@ -77,5 +79,5 @@ def split(config: ModelConfig, devices: int) -> list[Shard]:
     starts = [units * rank // devices for rank in range(devices + 1)]
     return [
         Shard(config=config, first=start, count=end - start)
-        for start, end in zip(starts, starts[1:], strict=False)
+        for start, end in itertools.pairwise(starts)
     ]

@@ -1,0 +1,120 @@
+"""``krakenlm derive``: the Kraken that matches a standard model, and what it costs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krakenlm.config import (
+    ModelConfig,
+    Rule,
+    allreduce_bytes_per_token,
+    count_parameters,
+    kv_cache_bytes_per_token,
+    model_config,
+    relative_difference,
+)
+from krakenlm.config import derive as derive_config
+from krakenlm.errors import KrakenError
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def derive(
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="A size (gpt2, 355M, 6.7B, ...) or the folder of a standard model."
+        ),
+    ],
+    sublayers: Annotated[
+        int, typer.Option("--sublayers", "-n", help="N, the sub-layers of a Kraken layer.")
+    ],
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="published: narrow the stream until the parameters match. keep-width: keep d and "
+            "divide heads and feed-forward, so attention work and KV cache stay the standard's."
+        ),
+    ] = "published",
+    head_dim: Annotated[
+        int,
+        typer.Option(help="Hardware-friendly: heads of this width, widths in multiples of 64."),
+    ] = 0,
+    kv_heads: Annotated[
+        int, typer.Option(help="Key and value heads of one sub-layer (grouped-query attention).")
+    ] = 0,
+    dtype: Annotated[str, typer.Option(help="Type that bytes are counted in.")] = "bfloat16",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")
+    ] = None,
+) -> None:
+    """Derive the Kraken configuration that matches a standard model."""
+    if dtype not in _BYTES:
+        raise KrakenError(f"--dtype {dtype}: choose one of {', '.join(_BYTES)}")
+    if rule not in ("published", "keep-width"):
+        raise KrakenError(f"--rule {rule}: choose published or keep-width")
+    chosen_rule: Rule = "published" if rule == "published" else "keep-width"
+    standard = _read_base(base)
+    kraken = derive_config(
+        standard, sublayers, rule=chosen_rule, head_dim=head_dim, kv_heads=kv_heads
+    )
+    _show(base, standard, kraken, _BYTES[dtype], dtype)
+    if out is not None:
+        from krakenlm.console import notes
+        from krakenlm.files import write_json
+
+        write_json(out / "config.json", kraken.to_hf_dict())
+        notes.print(f"wrote {out / 'config.json'}")
+
+
+def _read_base(base: str) -> ModelConfig:
+    if Path(base).is_dir():
+        from krakenlm.model.checkpoint import read_config
+
+        return read_config(Path(base))
+    return model_config(base)
+
+
+def _show(name: str, standard: ModelConfig, kraken: ModelConfig, element: int, dtype: str) -> None:
+    from rich.table import Table
+
+    from krakenlm.console import results
+
+    devices = kraken.num_sublayers
+    table = Table(title=f"{name}: the {devices}-way Kraken that matches it", title_justify="left")
+    table.add_column("")
+    table.add_column("standard", justify="right")
+    table.add_column("kraken", justify="right")
+    table.add_column("kraken / standard", justify="right")
+
+    def row(label: str, of_standard: float, of_kraken: float) -> None:
+        ratio = of_kraken / of_standard
+        table.add_row(label, f"{of_standard:,.0f}", f"{of_kraken:,.0f}", f"{ratio:.3f}")
+
+    row("hidden_size", standard.hidden_size, kraken.hidden_size)
+    row("num_sublayers", standard.num_sublayers, kraken.num_sublayers)
+    row("num_hidden_layers", standard.num_hidden_layers, kraken.num_hidden_layers)
+    row("heads_per_sublayer", standard.heads_per_sublayer, kraken.heads_per_sublayer)
+    row("kv_heads_per_sublayer", standard.kv_heads_per_sublayer, kraken.kv_heads_per_sublayer)
+    row("head_dim", standard.head_dim, kraken.head_dim)
+    row("ffn_dim", standard.ffn_dim, kraken.ffn_dim)
+    table.add_section()
+    row("parameters", count_parameters(standard), count_parameters(kraken))
+    row("attention width", standard.attention_width, kraken.attention_width)
+    cache = [kv_cache_bytes_per_token(config, element) for config in (standard, kraken)]
+    row(f"KV-cache bytes per token ({dtype})", *cache)
+    row(f"  per device, {devices} devices", *(size / devices for size in cache))
+    row(
+        f"AllReduce bytes per token ({dtype})",
+        allreduce_bytes_per_token(standard, element),
+        allreduce_bytes_per_token(kraken, element),
+    )
+    row(
+        "AllReduces per forward pass",
+        standard.traits.allreduces(standard.num_hidden_layers),
+        kraken.traits.allreduces(kraken.num_hidden_layers),
+    )
+    results.print(table)
+    difference = 100 * relative_difference(kraken, standard)
+    results.print(f"parameters differ by {difference:+.2f}%")

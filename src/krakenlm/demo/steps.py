@@ -1,0 +1,169 @@
+"""The demo's steps, each of which reuses what an earlier run left."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from krakenlm.bench import first_token
+from krakenlm.bench.results import LatencyReport
+from krakenlm.config import WiringName, count_parameters
+from krakenlm.console import notes, progress_bar
+from krakenlm.data.manifest import Manifest
+from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.data.tokens import open_split, prepare
+from krakenlm.demo.plan import DEVICES, Plan
+from krakenlm.errors import KrakenError
+from krakenlm.eval.perplexity import PerplexityResult, perplexity
+from krakenlm.files import write_json
+from krakenlm.parallel.generation import Request, Token, generate_tokens
+from krakenlm.parallel.sampling import Sampling
+from krakenlm.parallel.trace import Event
+from krakenlm.train.run_folder import RunFolder
+from krakenlm.train.trainer import train
+
+TRAINED: tuple[WiringName, ...] = ("kraken", "standard")
+# Enough validation text for a steady number, little enough to score in seconds.
+_VALIDATION_BYTES = 400_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the Kraken model wrote.
+
+    Attributes:
+        prompt: the beginning of the validation text.
+        answer: what two processes drew, with ``sampling``.
+        sampling: how.
+        greedy_tokens_agree: whether one and two processes chose the same greedy tokens.
+        greedy_tokens: how many of them were compared.
+    """
+
+    prompt: str
+    answer: str
+    sampling: Sampling
+    greedy_tokens_agree: bool
+    greedy_tokens: int
+
+
+def claim_folder(plan: Plan, texts: Sequence[Path]) -> None:
+    """Take the demo's folder; what another text or another plan left there is discarded.
+
+    Raises:
+        KrakenError: a text is missing, or the folder holds something that is not a demo's.
+    """
+    wanted = json.loads(json.dumps({"plan": _plain(plan), "texts": [_state(t) for t in texts]}))
+    inputs = plan.out / "inputs.json"
+    if inputs.is_file():
+        if json.loads(inputs.read_text(encoding="utf-8")) == wanted:
+            return
+        notes.print(f"{plan.out} was made from other text or settings: beginning anew")
+        shutil.rmtree(plan.out)
+    elif plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
+        raise KrakenError(f"{plan.out} is not empty and holds no demo: choose another --out")
+    write_json(inputs, wanted)
+
+
+def make_tokens(plan: Plan, texts: Sequence[Path]) -> Manifest:
+    """Train the tokenizer and tokenize the text, unless that is done."""
+    if plan.data.is_dir():
+        notes.print(f"{plan.data}: tokens are there already")
+        return Manifest.load(plan.data)
+    size = sum(text.stat().st_size for text in texts)
+    return prepare(
+        texts,
+        f"train:{plan.vocab_size}",
+        plan.data,
+        validation_fraction=min(0.05, max(1e-4, _VALIDATION_BYTES / size)),
+    )
+
+
+def train_models(plan: Plan, manifest: Manifest) -> dict[WiringName, RunFolder]:
+    """Train Kraken and its twin on the same tokens in the same order."""
+    return {w: train(plan.recipe(w, manifest.vocab_size)) for w in TRAINED}
+
+
+def score_models(plan: Plan, runs: dict[WiringName, RunFolder]) -> dict[str, PerplexityResult]:
+    """Perplexity of both models on the validation text."""
+    scores: dict[str, PerplexityResult] = {}
+    for wiring, run in runs.items():
+        notes.print(f"scoring the {wiring} model")
+        scores[wiring] = perplexity(run.model, plan.data, batch_size=8)
+    return scores
+
+
+def write_sample(plan: Plan, model: Path) -> Sample:
+    """Let two processes continue the validation text, and compare them with one process."""
+    tokenizer = load_tokenizer(model)
+    prompt = open_split(plan.data, "validation").tokens[:24].tolist()
+    drawn = Sampling(temperature=0.8, top_k=50)
+    answer = _generate(model, prompt, 48, drawn, DEVICES)
+    greedy = [_generate(model, prompt, 32, Sampling(), devices) for devices in (1, DEVICES)]
+    return Sample(
+        prompt=str(tokenizer.decode(prompt)),
+        answer=str(tokenizer.decode(answer)),
+        sampling=drawn,
+        greedy_tokens_agree=greedy[0] == greedy[1],
+        greedy_tokens=len(greedy[0]),
+    )
+
+
+def time_first_token(
+    plan: Plan, manifest: Manifest
+) -> tuple[LatencyReport, dict[str, list[Event]]]:
+    """Measure all four wirings on two processes, unless that is done."""
+    report_file, timeline_file = plan.out / "first_token.json", plan.out / "timelines.json"
+    if report_file.is_file() and timeline_file.is_file():
+        notes.print(f"{report_file}: measured already, remove it to measure again")
+        recorded = json.loads(timeline_file.read_text(encoding="utf-8"))
+        timelines = {w: [Event(*event) for event in events] for w, events in recorded.items()}
+        return LatencyReport.load(report_file), timelines
+    configs = plan.models(manifest.vocab_size)
+    with progress_bar() as bar:
+        task = bar.add_task(
+            f"timing the first token on {DEVICES} processes",
+            total=first_token.rounds_of(plan.repetitions),
+        )
+        report, timelines = first_token.measure(
+            {str(wiring): config for wiring, config in configs.items()},
+            title=f"{count_parameters(configs['standard']) / 1e6:.1f}M parameters, "
+            f"{plan.prompt_tokens}-token prompt, {DEVICES} processes over gloo, float32",
+            devices=DEVICES,
+            prompt_tokens=plan.prompt_tokens,
+            repetitions=plan.repetitions,
+            on_repetition=lambda: bar.advance(task),
+        )
+    write_json(timeline_file, timelines)
+    write_json(report_file, report.to_json())
+    return report, timelines
+
+
+def _generate(
+    model: Path, prompt: list[int], count: int, sampling: Sampling, devices: int
+) -> list[int]:
+    tokens: list[Token] = []
+    request = Request(
+        directory=model,
+        prompt=prompt,
+        max_new_tokens=count,
+        sampling=sampling,
+        eos_token_ids=frozenset(),
+        dtype="float32",
+    )
+    generate_tokens(request, devices=devices, device_type="cpu", on_token=tokens.append)
+    return [token.id for token in tokens]
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    return {**asdict(plan), "out": None}
+
+
+def _state(text: Path) -> tuple[str, int, int]:
+    """What tells whether a file changed."""
+    try:
+        status = text.stat()
+    except OSError as error:
+        raise KrakenError(f"{text} cannot be read ({error.strerror}): check --text") from error
+    return str(text.resolve()), status.st_size, status.st_mtime_ns
