@@ -1,0 +1,76 @@
+"""The documentation says what the code does: its tables and figures come from it.
+
+The scripts that make them are imported and their output compared with the committed pages.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import command_reference  # noqa: E402
+import cost_tables  # noqa: E402
+import draw_architecture  # noqa: E402
+import markers  # noqa: E402
+from krakenlm.config import WIRINGS  # noqa: E402
+
+
+@pytest.mark.parametrize("page", cost_tables.PAGES, ids=lambda page: page.name)
+def test_tables_of_numbers_are_what_the_code_computes(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == markers.filled(text, cost_tables.TABLES), "run scripts/cost_tables.py"
+
+
+def test_every_table_of_numbers_stands_on_a_page():
+    placed = [name for page in cost_tables.PAGES for name in markers.names(page.read_text("utf-8"))]
+    assert sorted(placed) == sorted(cost_tables.TABLES)
+
+
+def test_tables_of_options_are_what_the_commands_take():
+    text = command_reference.PAGE.read_text(encoding="utf-8")
+    current = markers.filled(text, command_reference.tables())
+    assert text == current, "run scripts/command_reference.py"
+
+
+def test_every_command_has_a_section_with_its_options():
+    text = command_reference.PAGE.read_text(encoding="utf-8")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    names = {section.split("\n", 1)[0]: markers.names(section) for section in sections}
+    assert names.keys() == command_reference.commands().keys()
+    for command, tables in names.items():
+        assert command in tables
+
+
+def test_a_stale_table_is_noticed_and_put_right():
+    page = "before\n<!-- table:t -->\n\n| 1 |\n\n<!-- end -->\nafter\n"
+    tables = {"t": lambda: "| 2 |\n"}
+    put_right = markers.filled(page, tables)
+    assert put_right == page.replace("1", "2")
+    assert markers.filled(put_right, tables) == put_right
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_timelines_show_as_many_sums_as_the_wiring_says(wiring, layers):
+    schedule = draw_architecture.simulate(wiring, layers)
+    exposed = sum(schedule.exposed(span) for span in schedule.link)
+    traits = WIRINGS[wiring]
+    assert len(schedule.link) == traits.allreduces(layers)
+    assert len(schedule.link) - exposed == traits.hidden(layers)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_within_the_documentation_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", text)
+    assert [target for target in targets if not (DOCS / target).is_file()] == []
+
+
+def test_every_figure_is_one_that_the_script_draws():
+    drawn = {f"{name}.svg" for name in draw_architecture.FIGURES}
+    assert {path.name for path in (DOCS / "img").glob("*.svg")} == drawn
