@@ -37,10 +37,12 @@ def derive(
             work and KV cache equal the standard model's.
         head_dim: with ``published``, hardware-friendly sizes instead of the nearest count: this
             head width, and widths in multiples of 64 (of a smaller power of two where d < 512).
-        kv_heads: key and value heads of one sub-layer; 0 is one for each query head.
+        kv_heads: key and value heads of one sub-layer; 0 is one for each query head (with
+            ``keep-width``: as many queries a key as the standard model has, where they divide).
 
     Raises:
-        ConfigError: the heads or the feed-forward cannot be divided.
+        ConfigError: the heads or the feed-forward cannot be divided, or no hardware-friendly
+            shape comes near enough.
     """
     if base.traits.own_streams:
         raise ConfigError(f"wiring={base.wiring!r}: derive starts from a standard model")
@@ -91,8 +93,9 @@ def _keep_width(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> Mode
         )
     heads = _divide(base.attention_width // head_dim, n, f"query heads of width {head_dim}")
     if not kv_heads:
-        # Grouped-query attention carries over; where the groups cannot be divided, one a sub-layer.
-        kv_heads = max(1, heads * base.num_key_value_heads // base.num_attention_heads)
+        # Grouped-query attention carries over; where its groups cannot be kept, one a sub-layer.
+        queries_per_key = base.num_attention_heads // base.num_key_value_heads
+        kv_heads = heads // queries_per_key if heads % queries_per_key == 0 else 1
     return _kraken(
         base,
         n,
@@ -118,9 +121,13 @@ def _friendly(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelC
 
     candidates = list(_friendly_candidates(base, n, published_width, head_dim, kv_heads))
     matched = [c for c in candidates if abs(relative_difference(c, base)) <= _FRIENDLY_TOLERANCE]
-    if matched:
-        return min(matched, key=distortion)
-    return min(candidates, key=lambda c: abs(relative_difference(c, base)))
+    if not matched:
+        raise ConfigError(
+            f"head_dim={head_dim}, kv_heads={kv_heads}: no shape of round widths comes within "
+            f"{_FRIENDLY_TOLERANCE:.0%} of the baseline's parameters; use head_dim=64 or 128, or "
+            "kv_heads that divide the heads, or leave head_dim out"
+        )
+    return min(matched, key=distortion)
 
 
 def _friendly_candidates(

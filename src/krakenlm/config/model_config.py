@@ -159,9 +159,10 @@ class ModelConfig:
         if self.head_dim == 0:
             if self.hidden_size % heads:
                 low = self.hidden_size // heads * heads
+                fits = f"{low} or {low + heads}" if low else f"{heads}"
                 raise ConfigError(
                     f"hidden_size={self.hidden_size} is not a multiple of heads_per_sublayer="
-                    f"{heads}: use {low or heads} or {low + heads}, or set head_dim"
+                    f"{heads}: use {fits}, or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if self.kv_heads_per_sublayer == 0:

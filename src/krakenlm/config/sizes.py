@@ -78,14 +78,14 @@ def size_names() -> list[str]:
     return names + [published.name for published in PUBLISHED_KRAKEN]
 
 
-def model_config(name: str, *, wiring: WiringName = "standard", **changes: Any) -> ModelConfig:
+def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any) -> ModelConfig:
     """The configuration of a named size.
 
     Args:
         name: a name or a parameter count from the table, in any case: ``gpt2``, ``124m``,
             ``kraken-125M-2way``.
-        wiring: for a standard shape, which single-stream wiring. A Kraken of another size comes
-            from ``derive``.
+        wiring: for a standard shape, which single-stream wiring: standard by default. A Kraken
+            of another size comes from ``derive``.
         changes: fields to set otherwise, such as ``vocab_size``.
 
     Raises:
@@ -93,6 +93,8 @@ def model_config(name: str, *, wiring: WiringName = "standard", **changes: Any) 
     """
     for published in PUBLISHED_KRAKEN:
         if published.name.lower() == name.lower():
+            if wiring not in (None, "kraken"):
+                raise ConfigError(f"wiring={wiring!r}: {published.name} is a Kraken: leave it out")
             return _published_config(published, changes)
     size = _find(name)
     if wiring == "kraken":
@@ -102,7 +104,7 @@ def model_config(name: str, *, wiring: WiringName = "standard", **changes: Any) 
         )
     return ModelConfig.from_dict(
         {
-            "wiring": wiring,
+            "wiring": wiring or "standard",
             "num_sublayers": 1,
             "hidden_size": size.hidden_size,
             "num_hidden_layers": size.num_hidden_layers,

@@ -101,7 +101,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x_BTD = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        self._check_length(x_BTD.shape[1])
+        self._check_length(x_BTD.shape[1], past_key_values)
         if self._caches(use_cache) and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -129,12 +129,15 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             return False  # recomputing a layer would store its keys twice
         return self.config.use_cache if use_cache is None else use_cache
 
-    def _check_length(self, tokens: int) -> None:
+    def _check_length(self, tokens: int, cache: Cache | None) -> None:
+        past = 0
+        if cache is not None and not torch.compiler.is_compiling():
+            past = int(cache.get_seq_length())
         limit = self.config.max_position_embeddings
-        if tokens > limit:
+        if past + tokens > limit:
             raise ConfigError(
-                f"{tokens} tokens do not fit the context of {limit} (max_position_embeddings): "
-                "shorten the input"
+                f"{past + tokens} tokens do not fit the context of {limit} "
+                "(max_position_embeddings): shorten the input or ask for fewer new tokens"
             )
 
 
@@ -183,7 +186,8 @@ def eager_attention(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

@@ -1,0 +1,183 @@
+"""The four architectures once more: plain, slow, obviously right.
+
+Written from the formulas (design notes, section 2; the definitions are repeated at each function),
+one sequence, one sub-layer, one head at a time, with nothing from ``krakenlm.model``. The fast
+model must agree with it, forward and backward, in float64.
+
+``w`` is the state dict of ``KrakenForCausalLM``. Tensors are [T, width]; biases are optional.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from krakenlm.config import ModelConfig
+
+State = Mapping[str, Tensor]
+
+# Rotary angles are float32 in the model, whatever its weights are (as in Transformers).
+ANGLE_DTYPE = torch.float32
+
+
+def reference_logits(config: ModelConfig, w: State, ids: Tensor) -> Tensor:
+    """Logits [B, T, V] of token ids [B, T]."""
+    return torch.stack([_logits_of_one_sequence(config, w, row) for row in ids])
+
+
+def _logits_of_one_sequence(config: ModelConfig, w: State, ids: Tensor) -> Tensor:
+    x = torch.stack([w["model.embed_tokens.weight"][token] for token in ids])
+    if config.position == "learned":
+        x = x + w["model.embed_positions.weight"][: len(ids)]
+    wiring = {"kraken": kraken, "standard": standard, "parallel": parallel, "ladder": ladder}
+    u = wiring[config.wiring](config, w, x)
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return norm(config, w, "model.norm", 0, u) @ w[head].T
+
+
+def kraken(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """Kraken, arXiv 2408.07802.
+
+    layer 1:       y_i = x + a_i + FFN_i(LN2_i(x + a_i)),    a_i = Attn_i(LN1_i(x))
+    layer l > 1:   S = sum_j y_j,  a_i = Attn_i(LN1_i(y_i)),  z_i = a_i + S
+                   y_i <- y_i + a_i + FFN_i(LN2_i(z_i))
+    output:        u = sum_i W_i y_i + b
+    """
+    sublayers = range(config.num_sublayers)
+    y = [x for _ in sublayers]
+    for layer in range(config.num_hidden_layers):
+        s = sum(y)
+        for i in sublayers:
+            a = attention(config, w, layer, i, norm(config, w, _name(layer, "norm_1"), i, y[i]))
+            a = a + bias(w, _name(layer, "attention.output"), i)
+            z = y[i] + a if layer == 0 else a + s
+            f = ffn(config, w, layer, i, norm(config, w, _name(layer, "norm_2"), i, z))
+            f = f + bias(w, _name(layer, "feed_forward.down"), i)
+            y[i] = y[i] + a + f
+    u = sum(y[i] @ w["model.conjunction.weight"][i].T for i in sublayers)
+    return u + bias(w, "model.conjunction", 0)
+
+
+def standard(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """GPT-2's pre-norm layer: x <- x + Attn(LN1(x)), x <- x + FFN(LN2(x))."""
+    for layer in range(config.num_hidden_layers):
+        x = x + _whole_attention(config, w, layer, norm(config, w, _name(layer, "norm_1"), 0, x))
+        x = x + _whole_ffn(config, w, layer, norm(config, w, _name(layer, "norm_2"), 0, x))
+    return x
+
+
+def parallel(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """GPT-J and PaLM: n = LN(x), x <- x + Attn(n) + FFN(n)."""
+    for layer in range(config.num_hidden_layers):
+        n = norm(config, w, _name(layer, "norm_1"), 0, x)
+        x = x + _whole_attention(config, w, layer, n) + _whole_ffn(config, w, layer, n)
+    return x
+
+
+def ladder(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """Ladder Residual, arXiv 2501.06589: half block i reads x_{i-2}, x_i = x_{i-1} + h_i(x_{i-2}).
+
+    The half blocks are attention and feed-forward in turn, each with its norm; the first two
+    read the embedding.
+    """
+    xs = [x, x]
+    for layer in range(config.num_hidden_layers):
+        n = norm(config, w, _name(layer, "norm_1"), 0, xs[-2])
+        xs.append(xs[-1] + _whole_attention(config, w, layer, n))
+        n = norm(config, w, _name(layer, "norm_2"), 0, xs[-2])
+        xs.append(xs[-1] + _whole_ffn(config, w, layer, n))
+    return xs[-1]
+
+
+def _whole_attention(config: ModelConfig, w: State, layer: int, x: Tensor) -> Tensor:
+    """The sum over tensor-parallel shards; the output bias counts once."""
+    shards = [attention(config, w, layer, i, x) for i in range(config.num_sublayers)]
+    return sum(shards) + bias(w, _name(layer, "attention.output"), 0)
+
+
+def _whole_ffn(config: ModelConfig, w: State, layer: int, x: Tensor) -> Tensor:
+    shards = [ffn(config, w, layer, i, x) for i in range(config.num_sublayers)]
+    return sum(shards) + bias(w, _name(layer, "feed_forward.down"), 0)
+
+
+def attention(config: ModelConfig, w: State, layer: int, i: int, x: Tensor) -> Tensor:
+    """Attention of sub-layer i, before the output bias.
+
+    Rows of the weight: h query heads, g key heads, g value heads, each of width e. Query head j
+    reads key and value head j // (h / g).
+    """
+    h, g, e = config.heads_per_sublayer, config.kv_heads_per_sublayer, config.head_dim
+    qkv = x @ w[_name(layer, "attention.qkv.weight")][i].T + bias(
+        w, _name(layer, "attention.qkv"), i
+    )
+    heads = []
+    for j in range(h):
+        key = h + j // (h // g)
+        q = qkv[:, j * e : (j + 1) * e]
+        k = qkv[:, key * e : (key + 1) * e]
+        v = qkv[:, (key + g) * e : (key + g + 1) * e]
+        if config.position == "rope":
+            q, k = rope(config, q), rope(config, k)
+        heads.append(softmax(q @ k.T / math.sqrt(e) + causal_mask(len(x), x.dtype)) @ v)
+    return torch.cat(heads, dim=1) @ w[_name(layer, "attention.output.weight")][i].T
+
+
+def ffn(config: ModelConfig, w: State, layer: int, i: int, x: Tensor) -> Tensor:
+    """Feed-forward network of sub-layer i, before the output bias.
+
+    Rows of SwiGLU's first weight: the gate's, then the up map's.
+    """
+    up = x @ w[_name(layer, "feed_forward.up.weight")][i].T + bias(
+        w, _name(layer, "feed_forward.up"), i
+    )
+    if config.activation == "swiglu":
+        gate, up = up[:, : config.ffn_dim], up[:, config.ffn_dim :]
+        inner = gate / (1 + torch.exp(-gate)) * up
+    else:
+        inner = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+    return inner @ w[_name(layer, "feed_forward.down.weight")][i].T
+
+
+def norm(config: ModelConfig, w: State, name: str, i: int, x: Tensor) -> Tensor:
+    """LayerNorm or RMSNorm with the i-th set of weights."""
+    if config.norm == "layernorm":
+        x = x - x.sum(dim=1, keepdim=True) / x.shape[1]
+    mean_square = (x * x).sum(dim=1, keepdim=True) / x.shape[1]
+    return x / torch.sqrt(mean_square + config.norm_eps) * w[f"{name}.weight"][i] + bias(w, name, i)
+
+
+def rope(config: ModelConfig, x: Tensor) -> Tensor:
+    """Turn the pair (x_j, x_{j + e/2}) of position t by the angle t theta^(-2j/e)."""
+    half = config.head_dim // 2
+    turned = x.clone()
+    for j in range(half):
+        angle = torch.arange(len(x), dtype=ANGLE_DTYPE) * (
+            config.rope_theta ** torch.tensor(-2 * j / config.head_dim, dtype=ANGLE_DTYPE)
+        )
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        turned[:, j] = x[:, j] * cos - x[:, j + half] * sin
+        turned[:, j + half] = x[:, j] * sin + x[:, j + half] * cos
+    return turned
+
+
+def softmax(scores: Tensor) -> Tensor:
+    exponentials = torch.exp(scores - scores.max(dim=1, keepdim=True).values)
+    return exponentials / exponentials.sum(dim=1, keepdim=True)
+
+
+def causal_mask(tokens: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query may look, minus infinity at later keys."""
+    mask = torch.zeros(tokens, tokens, dtype=dtype)
+    for query in range(tokens):
+        mask[query, query + 1 :] = -math.inf
+    return mask
+
+
+def bias(w: State, name: str, i: int) -> Tensor | float:
+    key = f"{name}.bias"
+    return w[key][i] if key in w else 0.0
+
+
+def _name(layer: int, what: str) -> str:
+    return f"model.layers.{layer}.{what}"

@@ -1,0 +1,374 @@
+"""ModelConfig refuses what cannot work; sizes, costs and derivation add up."""
+
+import dataclasses
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from krakenlm.config import (
+    SIZES,
+    WIRINGS,
+    ModelConfig,
+    allreduce_bytes_per_token,
+    count_parameters,
+    derive,
+    kv_cache_bytes_per_token,
+    model_config,
+    relative_difference,
+    size_names,
+)
+from krakenlm.errors import ConfigError, KrakenError
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+
+FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
+TINY = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "heads_per_sublayer": 6,
+    "vocab_size": 17,
+    "max_position_embeddings": 9,
+}
+
+# What is set, and what the message must say: the field, the value, what would fit.
+REFUSED = [
+    ({"wiring": "gpt"}, ["wiring='gpt'", "'kraken'", "'standard'", "'parallel'", "'ladder'"]),
+    ({"position": "alibi"}, ["position='alibi'", "'learned'", "'rope'"]),
+    ({"norm": None}, ["norm=None", "'layernorm'", "'rmsnorm'"]),
+    ({"activation": ["gelu"]}, ["activation=['gelu']", "'gelu'", "'swiglu'"]),
+    ({"num_sublayers": 2.0}, ["num_sublayers=2.0", "int"]),
+    ({"num_sublayers": True}, ["num_sublayers=True", "int"]),
+    ({"hidden_size": "678"}, ["hidden_size='678'", "int"]),
+    ({"bias": 1}, ["bias=1", "bool"]),
+    ({"tie_word_embeddings": None}, ["tie_word_embeddings=None", "bool"]),
+    ({"dropout": "0.1"}, ["dropout='0.1'", "float"]),
+    ({"num_sublayers": 0}, ["num_sublayers=0", "1 or more"]),
+    ({"hidden_size": -8}, ["hidden_size=-8", "1 or more"]),
+    ({"num_hidden_layers": 0}, ["num_hidden_layers=0", "1 or more"]),
+    ({"heads_per_sublayer": 0}, ["heads_per_sublayer=0", "1 or more"]),
+    ({"vocab_size": 0}, ["vocab_size=0", "1 or more"]),
+    ({"max_position_embeddings": -1}, ["max_position_embeddings=-1", "1 or more"]),
+    ({"kv_heads_per_sublayer": -1}, ["kv_heads_per_sublayer=-1", "0 for the default"]),
+    ({"head_dim": -64}, ["head_dim=-64", "0 for the default"]),
+    ({"ffn_dim": -1}, ["ffn_dim=-1", "0 for the default"]),
+    ({"dropout": 1.0}, ["dropout=1.0", "less than 1"]),
+    ({"dropout": -0.1}, ["dropout=-0.1", "0 or more"]),
+    ({"dropout": float("nan")}, ["dropout=nan", "0 or more"]),
+    ({"norm_eps": 0.0}, ["norm_eps=0.0", "positive"]),
+    ({"rope_theta": float("inf")}, ["rope_theta=inf", "positive"]),
+    ({"initializer_range": -0.02}, ["initializer_range=-0.02", "positive"]),
+    (
+        {"hidden_size": 680},
+        ["hidden_size=680", "heads_per_sublayer=6", "678 or 684", "set head_dim"],
+    ),
+    (
+        {"kv_heads_per_sublayer": 4},
+        ["kv_heads_per_sublayer=4", "heads_per_sublayer=6", "one of 1, 2, 3, 6"],
+    ),
+    ({"kv_heads_per_sublayer": 12}, ["kv_heads_per_sublayer=12", "one of 1, 2, 3, 6"]),
+    ({"position": "rope"}, ["head_dim=113", "odd", "head_dim=114", "position='learned'"]),
+]
+
+
+# Fields
+
+
+@pytest.mark.parametrize(("values", "essentials"), REFUSED, ids=lambda v: str(v)[:40])
+def test_impossible_values_are_refused(values, essentials) -> None:
+    for make in (lambda: ModelConfig(**values), lambda: KrakenConfig(**values)):
+        with pytest.raises(ConfigError) as refusal:
+            make()
+        for essential in essentials:
+            assert essential in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_config_error_is_a_krakenerror_and_a_valueerror() -> None:
+    assert issubclass(ConfigError, KrakenError)
+    assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize("make", [ModelConfig.from_dict, lambda values: KrakenConfig(**values)])
+def test_unknown_keys_are_refused_with_a_suggestion(make) -> None:
+    with pytest.raises(ConfigError, match=r"'hiden_size'.*did you mean 'hidden_size'"):
+        make({"hiden_size": 678})
+    with pytest.raises(ConfigError, match=r"'zzz'.*known are .*num_sublayers"):
+        make({"zzz": 1})
+    with pytest.raises(ConfigError, match=r"'num_sublayer'"):
+        ModelConfig().replace(num_sublayer=2)
+
+
+def test_defaults_are_the_published_125m_2way_kraken() -> None:
+    assert ModelConfig() == model_config("kraken-125M-2way")
+
+
+def test_derived_defaults() -> None:
+    kraken = ModelConfig()
+    assert (kraken.head_dim, kraken.kv_heads_per_sublayer, kraken.ffn_dim) == (113, 6, 1356)
+    for wiring in ("standard", "parallel", "ladder"):
+        config = ModelConfig(wiring=wiring, num_sublayers=1, hidden_size=768, heads_per_sublayer=12)
+        assert (config.head_dim, config.kv_heads_per_sublayer, config.ffn_dim) == (64, 12, 3072)
+    free = ModelConfig(hidden_size=100, heads_per_sublayer=3, head_dim=8, ffn_dim=7)
+    assert (free.head_dim, free.ffn_dim, free.attention_width) == (8, 7, 48)
+    assert type(ModelConfig(rope_theta=500).rope_theta) is float
+
+
+def test_properties_span_all_sublayers() -> None:
+    config = ModelConfig(num_sublayers=3, heads_per_sublayer=4, kv_heads_per_sublayer=2, head_dim=8)
+    assert config.num_attention_heads == 12
+    assert config.num_key_value_heads == 6
+    assert config.attention_width == 96
+    assert config.num_streams == 3
+    assert config.replace(wiring="ladder").num_streams == 1
+
+
+def test_configurations_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().hidden_size = 8  # type: ignore[misc]
+
+
+def test_dictionaries_round_trip() -> None:
+    config = ModelConfig(num_sublayers=3, position="rope", head_dim=64, bias=True)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert config.replace() == config
+    assert config.replace(bias=False) != config
+
+
+# The Hugging Face configuration
+
+
+def test_kraken_config_has_the_fields_of_model_config() -> None:
+    config = ModelConfig(num_sublayers=3, position="rope", head_dim=64, dropout=0.25)
+    hf_config = KrakenConfig.from_model_config(config)
+    for name in FIELDS:
+        assert getattr(hf_config, name) == getattr(config, name), name
+    assert hf_config.to_model_config() == config
+    assert hf_config.num_attention_heads == config.num_attention_heads
+    assert hf_config.num_key_value_heads == config.num_key_value_heads
+    for name in FIELDS:
+        assert getattr(KrakenConfig(), name) == getattr(ModelConfig(), name), name
+
+
+def test_kraken_config_round_trips_through_config_json(tmp_path: Path) -> None:
+    config = KrakenConfig(
+        num_sublayers=3, position="rope", head_dim=64, kv_heads_per_sublayer=2, eos_token_id=5
+    )
+    config.save_pretrained(tmp_path)
+    loaded = KrakenConfig.from_pretrained(tmp_path)
+    assert loaded.to_model_config() == config.to_model_config()
+    assert loaded.eos_token_id == 5
+    assert loaded.to_dict() == config.to_dict()
+
+
+def test_to_hf_dict_is_what_from_pretrained_reads(tmp_path: Path) -> None:
+    from krakenlm.files import write_json
+
+    config = ModelConfig(num_sublayers=3, norm="rmsnorm")
+    write_json(tmp_path / "config.json", config.to_hf_dict())
+    loaded = KrakenConfig.from_pretrained(tmp_path)
+    assert loaded.to_model_config() == config
+    assert loaded.architectures == ["KrakenForCausalLM"]
+
+
+# Costs
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_count_parameters_equals_the_model(wiring) -> None:
+    options = {
+        "num_sublayers": (1, 3),
+        "position": ("learned", "rope"),
+        "norm": ("layernorm", "rmsnorm"),
+        "activation": ("gelu", "swiglu"),
+        "kv_heads_per_sublayer": (0, 2),
+        "head_dim": (0, 10),
+        "bias": (False, True),
+        "tie_word_embeddings": (False, True),
+    }
+    for values in itertools.product(*options.values()):
+        chosen = {**TINY, "wiring": wiring, **dict(zip(options, values, strict=True))}
+        config = ModelConfig.from_dict({**chosen, "ffn_dim": 31 if chosen["head_dim"] else 0})
+        model = _on_no_device(config)
+        assert count_parameters(config) == sum(p.numel() for p in model.parameters()), config
+
+
+def _on_no_device(config: ModelConfig) -> KrakenForCausalLM:
+    import torch
+
+    with torch.device("meta"):
+        return KrakenForCausalLM(KrakenConfig.from_model_config(config))
+
+
+def test_cache_and_messages_of_gpt2() -> None:
+    gpt2 = model_config("gpt2")
+    assert kv_cache_bytes_per_token(gpt2) == 2 * 12 * 768 * 2
+    assert kv_cache_bytes_per_token(gpt2, 4) == 2 * kv_cache_bytes_per_token(gpt2)
+    # Two sums a layer in standard and Ladder, one in parallel and Kraken.
+    for wiring, sums in (("standard", 24), ("ladder", 24), ("parallel", 12)):
+        config = model_config("gpt2", wiring=wiring)
+        assert allreduce_bytes_per_token(config) == sums * 768 * 2
+    assert allreduce_bytes_per_token(model_config("kraken-125M-2way")) == 12 * 678 * 2
+
+
+def test_hidden_and_exposed_sums() -> None:
+    sums = {name: (traits.allreduces(12), traits.hidden(12)) for name, traits in WIRINGS.items()}
+    assert sums == {
+        "kraken": (12, 11),
+        "standard": (24, 0),
+        "parallel": (12, 0),
+        "ladder": (24, 23),
+    }
+
+
+# Sizes
+
+
+def test_names_and_sizes_mean_the_same() -> None:
+    for size in SIZES:
+        for name in size.names:
+            assert model_config(name) == model_config(name.upper()) == model_config(name.lower())
+            assert model_config(name) == model_config(size.names[0])
+    assert model_config("gpt2") == model_config("124M") == model_config("124m")
+    assert model_config("gpt2-medium") == model_config("355M")
+    assert model_config("gpt2-large") == model_config("774M")
+    assert model_config("gpt2-xl") == model_config("1.5B")
+
+
+def test_sizes_are_what_their_names_say() -> None:
+    factors = {"M": 1e6, "B": 1e9}
+    for name in size_names():
+        size = re.search(r"(?:^|-)([\d.]+)([MB])(?:-\dway)?$", name)
+        if size is not None:
+            count = count_parameters(model_config(name))
+            assert count == pytest.approx(float(size[1]) * factors[size[2]], rel=0.04), name
+
+
+def test_the_paper_s_grid_has_heads_of_128() -> None:
+    for name in ("1.3B", "6.7B", "13B", "65B", "175B"):
+        assert model_config(name).head_dim == 128
+        assert model_config(name).max_position_embeddings == 2048
+
+
+def test_sizes_take_a_wiring_and_changes() -> None:
+    config = model_config("gpt2", wiring="ladder", vocab_size=1000, position="rope")
+    assert (config.wiring, config.vocab_size, config.position) == ("ladder", 1000, "rope")
+    assert model_config("kraken-760M-4way", bias=True).bias
+
+
+def test_size_errors() -> None:
+    with pytest.raises(ConfigError, match=r"'gpt5'.*gpt2.*175B.*kraken-125M-2way"):
+        model_config("gpt5")
+    with pytest.raises(ConfigError, match=r"wiring='kraken'.*derive gpt2 --sublayers"):
+        model_config("gpt2", wiring="kraken")
+    with pytest.raises(ConfigError, match="wiring='x'"):
+        model_config("gpt2", wiring="x")
+    with pytest.raises(ConfigError, match="'layers'"):
+        model_config("gpt2", layers=3)
+
+
+# Derivation
+
+
+@pytest.mark.parametrize("num_sublayers", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("changes", [{}, {"bias": True, "position": "rope", "norm": "rmsnorm"}])
+def test_published_rule_matches_the_baseline(num_sublayers, changes) -> None:
+    base = model_config("gpt2", **changes)
+    kraken = derive(base, num_sublayers)
+    assert kraken.wiring == "kraken"
+    assert kraken.num_sublayers * kraken.heads_per_sublayer == 12
+    assert kraken.ffn_dim == 2 * kraken.hidden_size
+    assert abs(relative_difference(kraken, base)) < 0.02  # rope's steps of 24 are coarse
+    carried = ("num_hidden_layers", "vocab_size", "max_position_embeddings", "bias", "position")
+    for name in (*carried, "norm", "activation"):
+        assert getattr(kraken, name) == getattr(base, name), name
+
+    # No other multiple of the heads is nearer.
+    step = kraken.heads_per_sublayer * (2 if base.position == "rope" else 1)
+    assert kraken.hidden_size % step == 0
+    for width in (kraken.hidden_size - step, kraken.hidden_size + step):
+        other = kraken.replace(hidden_size=width, head_dim=0, ffn_dim=2 * width)
+        assert abs(relative_difference(kraken, base)) <= abs(relative_difference(other, base))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "355M", "1.3B", "6.7B"])
+@pytest.mark.parametrize("num_sublayers", [2, 4])
+def test_head_dim_gives_hardware_friendly_shapes(name, num_sublayers) -> None:
+    base = model_config(name)
+    for head_dim in (64, 128):
+        kraken = derive(base, num_sublayers, head_dim=head_dim)
+        assert kraken.head_dim == head_dim
+        assert kraken.hidden_size % 64 == 0
+        assert kraken.ffn_dim % 64 == 0
+        assert abs(relative_difference(kraken, base)) <= 0.01
+
+
+def test_head_dim_and_kv_heads_together() -> None:
+    base = model_config("gpt2")
+    kraken = derive(base, 4, head_dim=64, kv_heads=2)
+    assert (kraken.head_dim, kraken.kv_heads_per_sublayer) == (64, 2)
+    assert abs(relative_difference(kraken, base)) <= 0.01
+
+
+def test_kv_heads_bring_the_cache_back() -> None:
+    base = model_config("gpt2")
+    wide = derive(base, 4)
+    grouped = derive(base, 4, kv_heads=1)
+    assert grouped.kv_heads_per_sublayer == 1
+    assert kv_cache_bytes_per_token(wide) > 2 * kv_cache_bytes_per_token(base)
+    assert kv_cache_bytes_per_token(grouped) < kv_cache_bytes_per_token(base)
+    assert abs(relative_difference(grouped, base)) < 0.01
+
+
+@pytest.mark.parametrize("kv_heads", [0, 4, 1])
+@pytest.mark.parametrize("num_sublayers", [1, 2, 4])
+def test_keep_width_keeps_attention_and_cache(num_sublayers, kv_heads) -> None:
+    base = model_config("gpt2", kv_heads_per_sublayer=kv_heads)
+    kraken = derive(base, num_sublayers, rule="keep-width")
+    assert kraken.hidden_size == base.hidden_size
+    assert kraken.attention_width == base.attention_width
+    assert kraken.num_sublayers * kraken.ffn_dim == base.ffn_dim
+    # A sub-layer cannot have less than one key and value head.
+    cache = max(kv_cache_bytes_per_token(base), 2 * 12 * num_sublayers * 64 * 2)
+    assert kv_cache_bytes_per_token(kraken) == cache
+
+
+def test_keep_width_with_another_head_dim() -> None:
+    base = model_config("gpt2")
+    kraken = derive(base, 2, rule="keep-width", head_dim=128)
+    assert (kraken.heads_per_sublayer, kraken.head_dim) == (3, 128)
+    assert kraken.attention_width == base.attention_width
+    assert kv_cache_bytes_per_token(kraken) == kv_cache_bytes_per_token(base)
+
+
+def test_what_cannot_be_derived_is_refused_with_what_fits() -> None:
+    base = model_config("gpt2")
+    fits = r"num_sublayers=5 does not divide 12 query heads.*1, 2, 3, 4, 6, 12"
+    with pytest.raises(ConfigError, match=fits):
+        derive(base, 5)
+    with pytest.raises(ConfigError, match=fits):
+        derive(base, 5, rule="keep-width")
+    with pytest.raises(ConfigError, match=r"num_sublayers=0.*1 or more"):
+        derive(base, 0)
+    with pytest.raises(ConfigError, match=r"kv_heads_per_sublayer=4.*one of 1, 2, 3, 6"):
+        derive(base, 2, kv_heads=4)
+    with pytest.raises(ConfigError, match=r"head_dim=100.*768"):
+        derive(base, 2, rule="keep-width", head_dim=100)
+    with pytest.raises(ConfigError, match=r"rule='wide'.*'published' or 'keep-width'"):
+        derive(base, 2, rule="wide")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"wiring='kraken'.*standard"):
+        derive(model_config("kraken-125M-2way"), 2)
+
+
+def test_configurations_need_no_torch() -> None:
+    script = (
+        "import sys, krakenlm.config as c\n"
+        "c.derive(c.model_config('gpt2'), 4, head_dim=64)\n"
+        "loaded = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,395 @@
+"""KrakenForCausalLM is a Hugging Face model like any other."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    StaticCache,
+)
+
+import krakenlm  # noqa: F401  (registers the Auto classes)
+from krakenlm.config import WIRINGS
+from krakenlm.errors import ConfigError
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+
+VOCAB = 29
+SMALL: dict[str, Any] = {
+    "num_sublayers": 2,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "heads_per_sublayer": 4,
+    "kv_heads_per_sublayer": 2,
+    "head_dim": 4,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 32,
+    "bias": True,
+    "tie_word_embeddings": False,  # a tied head of random weights repeats its input
+}
+
+all_wirings = pytest.mark.parametrize("wiring", WIRINGS)
+all_positions = pytest.mark.parametrize("position", ["learned", "rope"])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads, much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(dtype: torch.dtype = torch.float64, **options: Any) -> KrakenForCausalLM:
+    """A small model with weights large enough that greedy tokens differ from prompt to prompt."""
+    torch.manual_seed(0)
+    model = KrakenForCausalLM(KrakenConfig(**{**SMALL, **options})).to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.1)
+            else:
+                parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.4)
+    return model
+
+
+def tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def naive_greedy(model: KrakenForCausalLM, ids: Tensor, new_tokens: int) -> Tensor:
+    for _ in range(new_tokens):
+        logits = model(ids, use_cache=False).logits
+        ids = torch.cat((ids, logits[:, -1].argmax(-1, keepdim=True)), dim=1)
+    return ids
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@all_wirings
+def test_save_and_load_round_trip(wiring, tied, tmp_path: Path) -> None:
+    model = make(wiring=wiring, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert ("lm_head.weight" in stored) is not tied
+    assert not list(tmp_path.glob("*.bin"))
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert isinstance(loaded, KrakenForCausalLM)
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
+    assert loaded.config.to_model_config() == model.config.to_model_config()
+    assert set(loaded.state_dict()) == set(model.state_dict())
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    # Not bit for bit: where the weights lie in memory decides how sums are grouped.
+    torch.testing.assert_close(
+        loaded(tokens(2, 5)).logits, model(tokens(2, 5)).logits, rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import krakenlm; import transformers", "import transformers; import krakenlm"],
+    ids=["krakenlm-first", "transformers-first"],
+)
+def test_auto_classes_in_a_fresh_process(imports, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    script = (
+        f"{imports}\n"
+        f"config = transformers.AutoConfig.from_pretrained({str(tmp_path)!r})\n"
+        f"model = transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})\n"
+        "assert type(config) is krakenlm.KrakenConfig, type(config)\n"
+        "assert type(model) is krakenlm.KrakenForCausalLM, type(model)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_key_in_config_json_is_named(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hiden_size": 12}))
+    with pytest.raises(ConfigError, match=r"'hiden_size'.*'hidden_size'"):
+        AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="hiden_size"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+# Initial weights
+
+
+def expected_std(name: str, config: KrakenConfig) -> float:
+    if not name.endswith(("attention.output.weight", "feed_forward.down.weight")):
+        return 0.02
+    streams = config.num_sublayers if config.wiring == "kraken" else 1
+    return 0.02 / (2 * config.num_hidden_layers * streams) ** 0.5
+
+
+def assert_initial(name: str, parameter: Tensor, config: KrakenConfig) -> None:
+    if name.endswith(".bias"):
+        assert not parameter.any(), name
+    elif "norm" in name:
+        assert (parameter == 1).all(), name
+    else:
+        assert parameter.mean().abs() < 0.002, name
+        assert parameter.std().item() == pytest.approx(expected_std(name, config), rel=0.05), name
+
+
+@all_wirings
+def test_initial_weights_have_the_authors_scales(wiring, tmp_path: Path) -> None:
+    config = KrakenConfig(
+        **{**SMALL, "hidden_size": 64, "head_dim": 16, "vocab_size": 200}, wiring=wiring
+    )
+    model = KrakenForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        assert_initial(name, parameter, config)
+
+    # Loading keeps what is stored, and draws what is missing at the same scale.
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    missing = [name for name in stored if ".layers.1." in name or name == "model.norm.weight"]
+    for name in missing:
+        del stored[name]
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = dict(KrakenForCausalLM.from_pretrained(tmp_path).named_parameters())
+    for name, parameter in loaded.items():
+        assert_initial(name, parameter, config)
+        assert name in missing or torch.equal(parameter, stored[name]), name
+    assert len(missing) > 5
+
+
+# Caches and generation
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("chunks", [[1] * 8, [3, 1, 4]], ids=["tokens", "chunks"])
+@all_positions
+@all_wirings
+def test_logits_with_a_cache_equal_logits_without(wiring, position, chunks, kind) -> None:
+    model = make(wiring=wiring, position=position)
+    ids = tokens(2, 8)
+    cache: Cache
+    if kind is DynamicCache:
+        cache = DynamicCache(config=model.config)
+    else:
+        cache = StaticCache(config=model.config, max_cache_len=12)
+    with torch.no_grad():
+        wanted = model(ids, use_cache=False).logits
+        found = [model(part, past_key_values=cache).logits for part in ids.split(chunks, dim=1)]
+    torch.testing.assert_close(torch.cat(found, dim=1), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@all_positions
+@all_wirings
+def test_greedy_generate_equals_the_naive_loop(wiring, position, cache) -> None:
+    model = make(wiring=wiring, position=position)
+    ids = tokens(4, 6)
+    wanted = naive_greedy(model, ids, 10)
+    assert len(wanted[:, 6:].unique()) > 4, "a constant answer tests nothing"
+    options = {} if cache is None else {"cache_implementation": cache, "disable_compile": True}
+    found = model.generate(ids, max_new_tokens=10, do_sample=False, **options)
+    assert torch.equal(found, wanted)
+
+
+@all_wirings
+def test_beam_search_is_the_same_with_and_without_a_cache(wiring) -> None:
+    model = make(wiring=wiring)
+    options = {"num_beams": 3, "max_new_tokens": 8, "do_sample": False}
+    found = model.generate(tokens(2, 5), **options)
+    assert found.shape == (2, 13)
+    assert torch.equal(found, model.generate(tokens(2, 5), use_cache=False, **options))
+
+
+def test_sampling_follows_the_seed() -> None:
+    model = make()
+
+    def sample(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model.generate(tokens(1, 4), do_sample=True, max_new_tokens=16)
+
+    assert torch.equal(sample(3), sample(3))
+    assert not torch.equal(sample(3), sample(4))
+
+
+@all_positions
+@all_wirings
+def test_a_left_padded_batch_answers_as_each_prompt_alone(wiring, position) -> None:
+    model = make(wiring=wiring, position=position)
+    prompts = [tokens(length, seed=length) for length in (5, 3, 1)]
+    alone = [model.generate(prompt[None], max_new_tokens=8, do_sample=False) for prompt in prompts]
+    ids = torch.zeros(3, 5, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, 5 - len(prompt) :] = prompt
+        mask[row, 5 - len(prompt) :] = 1
+    found = model.generate(
+        ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
+    )
+    for row, answer in enumerate(alone):
+        assert torch.equal(found[row, 5:], answer[0, -8:])
+
+
+# Loss and training
+
+
+def test_loss_is_the_cross_entropy_of_the_next_token() -> None:
+    model = make()
+    ids = tokens(3, 7)
+    labels = ids.clone()
+    labels[0, 3:] = -100
+    found = model(ids, labels=labels)
+    chances = found.logits.softmax(-1)
+    losses = [
+        -chances[row, place, labels[row, place + 1]].log()
+        for row in range(3)
+        for place in range(6)
+        if labels[row, place + 1] != -100
+    ]
+    # Transformers computes the loss in float32.
+    assert found.loss.item() == pytest.approx((sum(losses) / len(losses)).item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
+@all_wirings
+def test_gradient_checkpointing_gives_the_same_gradients(wiring) -> None:
+    model = make(wiring=wiring).train()
+    ids = tokens(2, 6)
+    calls: list[int] = []
+    model.model.layers[1].attention.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def gradients() -> tuple[Tensor, ...]:
+        calls.clear()
+        return torch.autograd.grad(model(ids, labels=ids).loss, tuple(model.parameters()))
+
+    wanted = gradients()
+    assert len(calls) == 1
+    model.gradient_checkpointing_enable()
+    found = gradients()
+    assert len(calls) == 2, "the layer was not computed again"
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    model.gradient_checkpointing_disable()
+    gradients()
+    assert len(calls) == 1
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = make(dropout=0.3)
+    ids = tokens(2, 6)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model(ids).logits, make(dropout=0.0)(ids).logits)
+    model.train()
+    assert not torch.allclose(model(ids).logits, model(ids).logits)
+
+
+# Kernels and precisions
+
+
+@all_wirings
+def test_compiled_equals_eager(wiring) -> None:
+    model = make(torch.float32, wiring=wiring, num_hidden_layers=2)
+    # The whole tool chain once; for the others, that one graph is captured and differentiable.
+    backend = "inductor" if wiring == "kraken" else "aot_eager"
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    ids = tokens(2, 6)
+    torch.testing.assert_close(
+        compiled(ids, use_cache=False).logits, model(ids).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+@all_wirings
+def test_bfloat16_is_finite_and_near_float32(wiring) -> None:
+    model = KrakenForCausalLM(KrakenConfig(**SMALL, wiring=wiring)).eval()
+    with torch.no_grad():
+        wanted = model(tokens(2, 9)).logits
+        found = model.bfloat16()(tokens(2, 9)).logits
+    assert found.dtype == torch.bfloat16
+    assert found.isfinite().all()
+    # bfloat16 keeps 8 bits: 0.4% of the largest logit a rounding, a few of them in a row.
+    assert (found.float() - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+@all_wirings
+def test_eager_attention_equals_sdpa(wiring) -> None:
+    model = make(torch.float32, wiring=wiring)
+    ids = tokens(2, 7)
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    wanted = model(ids, attention_mask=mask).logits
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+    found = model(ids, attention_mask=mask).logits
+    real = mask.bool()
+    torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-4)
+
+
+# GPT-2
+
+
+def test_standard_wiring_is_gpt2() -> None:
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_positions=16, n_embd=12, n_layer=3, n_head=3)
+    )
+    gpt2 = gpt2.double().eval()
+    with torch.no_grad():
+        for parameter in gpt2.parameters():
+            parameter.normal_(std=0.4)
+    config = KrakenConfig(
+        wiring="standard",
+        num_sublayers=1,
+        hidden_size=12,
+        num_hidden_layers=3,
+        heads_per_sublayer=3,
+        vocab_size=VOCAB,
+        max_position_embeddings=16,
+        bias=True,
+    )
+    model = KrakenForCausalLM(config).double().eval()
+    model.load_state_dict(from_gpt2(gpt2))
+    ids = tokens(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, gpt2(ids).logits, rtol=1e-9, atol=1e-9)
+
+
+def from_gpt2(gpt2: GPT2LMHeadModel) -> dict[str, Tensor]:
+    """Our names for GPT-2's tensors; its Conv1D stores weights as [inputs, outputs]."""
+    body = gpt2.transformer
+    state = {
+        "model.embed_tokens.weight": body.wte.weight,
+        "lm_head.weight": body.wte.weight,
+        "model.embed_positions.weight": body.wpe.weight,
+        "model.norm.weight": body.ln_f.weight[None],
+        "model.norm.bias": body.ln_f.bias[None],
+    }
+    for index, block in enumerate(body.h):
+        maps: dict[str, tuple[nn.Module, bool]] = {
+            "norm_1": (block.ln_1, False),
+            "norm_2": (block.ln_2, False),
+            "attention.qkv": (block.attn.c_attn, True),
+            "attention.output": (block.attn.c_proj, True),
+            "feed_forward.up": (block.mlp.c_fc, True),
+            "feed_forward.down": (block.mlp.c_proj, True),
+        }
+        for name, (module, transposed) in maps.items():
+            weight = module.weight.T if transposed else module.weight
+            state[f"model.layers.{index}.{name}.weight"] = weight[None]
+            state[f"model.layers.{index}.{name}.bias"] = module.bias[None]
+    return state
