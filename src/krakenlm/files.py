@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -66,18 +67,29 @@ def disk_errors(target: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write ``target`` into a message for people."""
     try:
         yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "no space left on the disk: free some or choose another output folder",
-            errno.EDQUOT: "the disk quota is used up: free some or choose another output folder",
-            errno.EACCES: "permission denied: choose a folder you may write to",
-            errno.EROFS: "the file system is read-only: choose another output folder",
-            errno.ENOTDIR: "a part of this path is a file: choose another output folder",
-            errno.EEXIST: "a part of this path is a file: choose another output folder",
-        }
-        if error.errno not in reasons:
+    except Exception as error:
+        reason = _WRITE_REFUSALS.get(_errno_of(error) or 0)
+        if reason is None:
             raise
-        raise KrakenError(f"cannot write {target}: {reasons[error.errno]}") from error
+        raise KrakenError(f"cannot write {target}: {reason}") from error
+
+
+_WRITE_REFUSALS = {
+    errno.ENOSPC: "no space left on the disk: free some or choose another output folder",
+    errno.EDQUOT: "the disk quota is used up: free some or choose another output folder",
+    errno.EACCES: "permission denied: choose a folder you may write to",
+    errno.EROFS: "the file system is read-only: choose another output folder",
+    errno.ENOTDIR: "a part of this path is a file: choose another output folder",
+    errno.EEXIST: "a part of this path is a file: choose another output folder",
+}
+
+
+def _errno_of(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors, written in Rust, hides the system's number in its text.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
 
 
 def _remove(path: Path) -> None:

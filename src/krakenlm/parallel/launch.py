@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -166,14 +167,14 @@ def _listen(processes: list[BaseProcess], readers: list[Connection], on_message:
                 process = processes[readers.index(reader)]
                 process.join(_SECONDS_TO_END)
                 if process.exitcode:
-                    failures.append(_Failure(f"{process.name} ended: exit {process.exitcode}"))
+                    failures.append(_Failure(_vanished(process), "vanished"))
                 continue
             if isinstance(message, _Failure):
                 failures.append(message)
             else:
                 on_message(message)
     if failures:
-        raise min(failures, key=lambda failure: failure.rank_of_blame).as_exception()
+        raise min(failures, key=lambda failure: failure.order).as_exception()
 
 
 def _end(processes: list[BaseProcess]) -> None:
@@ -189,19 +190,22 @@ def _end(processes: list[BaseProcess]) -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a rank ended; a problem for people outranks the traces that follow from it."""
+    """Why a rank ended. One failure brings others about; the order tells which came first.
+
+    A problem for people is the cause wherever there is one. A rank that vanished without a word
+    was killed, and the others' broken connections follow from that. Otherwise the earliest.
+    """
 
     text: str
-    kind: Literal["for people", "traceback", "exit"] = "exit"
+    kind: Literal["for people", "vanished", "traceback"]
+    seconds: float = 0.0
 
     @property
-    def rank_of_blame(self) -> int:
-        return ("for people", "traceback", "exit").index(self.kind)
+    def order(self) -> tuple[int, float]:
+        return ("for people", "vanished", "traceback").index(self.kind), self.seconds
 
     def as_exception(self) -> Exception:
-        if self.kind == "for people":
-            return KrakenError(self.text)
-        return RuntimeError(self.text)
+        return KrakenError(self.text) if self.kind == "for people" else RuntimeError(self.text)
 
 
 def _child(
@@ -221,14 +225,41 @@ def _child(
         device = _device(device_type, index, size)
         # Local ranks talk over the loopback device only.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-        with _process_group(meeting_point, index, size, device):
+        # A failure is said inside the group: leaving it breaks the others' connections.
+        with _process_group(meeting_point, index, size, device), _failures_to(writer, index):
             worker(Rank(index, size, device, writer.send), *arguments)
-    except KrakenError as error:
-        writer.send(_Failure(str(error), "for people"))
-    except BaseException:
-        writer.send(_Failure(f"rank {index} failed:\n{traceback.format_exc()}", "traceback"))
+    except _AlreadySaidError:
+        pass
+    except BaseException as error:
+        writer.send(_failure_of(error, index))
     finally:
         writer.close()
+
+
+class _AlreadySaidError(Exception):
+    """A failure that the parent knows of."""
+
+
+@contextmanager
+def _failures_to(writer: Connection, index: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        writer.send(_failure_of(error, index))
+        raise _AlreadySaidError from error
+
+
+def _failure_of(error: BaseException, index: int) -> _Failure:
+    if isinstance(error, KrakenError):
+        return _Failure(str(error), "for people")
+    trace = "".join(traceback.format_exception(error))
+    return _Failure(f"rank {index} failed:\n{trace}", "traceback", time.monotonic())
+
+
+def _vanished(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return f"{process.name} {how}: the machine may be short of memory"
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,110 @@
+"""The AllReduce of a layer is in flight while the next layer's attention runs."""
+
+import time
+
+import pytest
+import torch
+
+from krakenlm.config import ModelConfig
+from krakenlm.parallel.engine import Engine
+from krakenlm.parallel.launch import Rank, launch
+from krakenlm.parallel.trace import Event, Recorder, RecordingReducer
+
+pytestmark = pytest.mark.dist
+
+LAYERS = 4
+DELAY = 0.05
+SHAPE = {
+    "hidden_size": 24, "num_hidden_layers": LAYERS, "vocab_size": 61, "max_position_embeddings": 48,
+}  # fmt: skip
+CONFIGS = {
+    "kraken": ModelConfig(wiring="kraken", num_sublayers=2, heads_per_sublayer=2, **SHAPE),
+    "standard": ModelConfig(wiring="standard", num_sublayers=1, heads_per_sublayer=4, **SHAPE),
+    "parallel": ModelConfig(wiring="parallel", num_sublayers=1, heads_per_sublayer=4, **SHAPE),
+    "ladder": ModelConfig(wiring="ladder", num_sublayers=1, heads_per_sublayer=4, **SHAPE),
+}
+
+
+class LateBlock:
+    """A block whose results come late, so that this rank joins every AllReduce late."""
+
+    def __init__(self, block):
+        self._block = block
+
+    def _late(self, function, x):
+        y = function(x)
+        time.sleep(DELAY)
+        return y
+
+    def attend(self, x):
+        return self._late(self._block.attend, x)
+
+    def feed(self, x):
+        return self._late(self._block.feed, x)
+
+    def attend_and_feed(self, x):
+        return self._late(self._block.attend_and_feed, x)
+
+
+def record(rank: Rank, configs: dict[str, ModelConfig]) -> None:
+    torch.manual_seed(0)
+    for name, config in configs.items():
+        engine = Engine.random(config, rank, torch.float32)
+        recorder = Recorder(rank.index)
+        engine.reducer = RecordingReducer(recorder)
+        engine.hidden(torch.ones(1, 8, dtype=torch.long))  # connects the ranks
+        torch.distributed.barrier()
+        recorder.events.clear()
+
+        def wrap(index, block, recorder=recorder):
+            block = LateBlock(block) if rank.index == 1 else block
+            return recorder.wrap(index, block)
+
+        engine.hidden(torch.ones(1, 8, dtype=torch.long), wrap=wrap)
+        torch.distributed.barrier()
+        if rank.index == 0:
+            rank.emit((name, recorder.events))
+
+
+@pytest.fixture(scope="module")
+def events() -> dict[str, list[Event]]:
+    heard: dict[str, list[Event]] = {}
+    launch(record, [CONFIGS], devices=2, on_message=lambda m: heard.update([m]), device_type="cpu")
+    return heard
+
+
+def named(events: list[Event], name: str) -> list[Event]:
+    return sorted((e for e in events if e.name.startswith(name)), key=lambda e: e.start)
+
+
+def test_kraken_attends_while_the_streams_are_summed(events):
+    allreduces = named(events["kraken"], "AllReduce")
+    attentions = named(events["kraken"], "attention")
+    assert (len(allreduces), len(attentions)) == (LAYERS, LAYERS)
+    for allreduce, attention in zip(allreduces[:-1], attentions[1:], strict=True):
+        assert allreduce.start < attention.start
+        assert attention.end < allreduce.end
+
+
+def test_ladder_runs_the_next_half_block_meanwhile(events):
+    allreduces = named(events["ladder"], "AllReduce")
+    halves = sorted(
+        named(events["ladder"], "attention") + named(events["ladder"], "feed-forward"),
+        key=lambda event: event.start,
+    )
+    assert len(allreduces) == 2 * LAYERS
+    for allreduce, half in zip(allreduces[:-1], halves[1:], strict=True):
+        assert allreduce.start < half.start
+        assert half.end < allreduce.end
+
+
+@pytest.mark.parametrize(("wiring", "number"), [("standard", 2 * LAYERS), ("parallel", LAYERS)])
+def test_standard_and_parallel_compute_nothing_meanwhile(events, wiring, number):
+    allreduces = named(events[wiring], "AllReduce")
+    compute = named(events[wiring], "attention") + named(events[wiring], "feed-forward")
+    assert len(allreduces) == number
+    waits = named(events[wiring], "wait")
+    for wait in waits:
+        # The late rank makes every wait long, and no block runs within one.
+        assert not any(block.start < wait.end and wait.start < block.end for block in compute)
+    assert sum(wait.end - wait.start for wait in waits) > 0.5 * DELAY * len(waits)

@@ -1,0 +1,121 @@
+"""Who is reduced, when the sum is begun and when it is awaited, for each wiring."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from krakenlm.config import WIRINGS
+from krakenlm.model.reduce import LocalReducer
+from krakenlm.model.wiring import WIRING_FUNCTIONS
+
+LAYERS = 3
+
+
+class Log:
+    """Blocks, a Reducer and a join that write down in which order they are called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.begun = 0
+
+    def blocks(self):
+        return [LoggedBlock(self, index + 1) for index in range(LAYERS)]
+
+    def begin(self, branches: Tensor):
+        self.begun += 1
+        self.calls.append(f"begin {self.begun}")
+        return LoggedPending(self, self.begun, branches)
+
+    def join(self, x: Tensor) -> Tensor:
+        self.calls.append("join")
+        return x
+
+
+class LoggedPending:
+    def __init__(self, log: Log, number: int, branches: Tensor) -> None:
+        self.log, self.number, self.branches = log, number, branches
+
+    def wait(self) -> Tensor:
+        self.log.calls.append(f"wait {self.number}")
+        return self.branches.sum(0, keepdim=True)
+
+
+class LoggedBlock:
+    def __init__(self, log: Log, layer: int) -> None:
+        self.log, self.layer = log, layer
+
+    def attend(self, x: Tensor) -> Tensor:
+        self.log.calls.append(f"attend {self.layer}")
+        return x
+
+    def feed(self, x: Tensor) -> Tensor:
+        self.log.calls.append(f"feed {self.layer}")
+        return x
+
+    def attend_and_feed(self, x: Tensor) -> Tensor:
+        self.log.calls.append(f"both {self.layer}")
+        return x
+
+
+SCHEDULES = {
+    "kraken": [
+        "attend 1", "feed 1",
+        "begin 1", "attend 2", "wait 1", "feed 2",
+        "begin 2", "attend 3", "wait 2", "feed 3",
+        "join", "begin 3", "wait 3",
+    ],
+    "standard": [
+        "attend 1", "begin 1", "wait 1", "feed 1", "begin 2", "wait 2",
+        "attend 2", "begin 3", "wait 3", "feed 2", "begin 4", "wait 4",
+        "attend 3", "begin 5", "wait 5", "feed 3", "begin 6", "wait 6",
+        "join",
+    ],
+    "parallel": [
+        "both 1", "begin 1", "wait 1",
+        "both 2", "begin 2", "wait 2",
+        "both 3", "begin 3", "wait 3",
+        "join",
+    ],
+    "ladder": [
+        "attend 1", "begin 1",
+        "feed 1", "begin 2", "wait 1",
+        "attend 2", "begin 3", "wait 2",
+        "feed 2", "begin 4", "wait 3",
+        "attend 3", "begin 5", "wait 4",
+        "feed 3", "begin 6", "wait 5",
+        "wait 6", "join",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_schedule(wiring):
+    log = Log()
+    WIRING_FUNCTIONS[wiring](log.blocks(), torch.ones(1, 1, 2, 3), log, log.join)
+    assert log.calls == SCHEDULES[wiring]
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_number_of_allreduces_is_what_the_traits_say(wiring):
+    log = Log()
+    WIRING_FUNCTIONS[wiring](log.blocks(), torch.ones(1, 1, 2, 3), log, log.join)
+    assert log.begun == WIRINGS[wiring].allreduces(LAYERS)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_number_of_hidden_allreduces_is_what_the_traits_say(wiring):
+    log = Log()
+    WIRING_FUNCTIONS[wiring](log.blocks(), torch.ones(1, 1, 2, 3), log, log.join)
+    hidden = 0
+    for number in range(1, log.begun + 1):
+        begin, wait = log.calls.index(f"begin {number}"), log.calls.index(f"wait {number}")
+        between = log.calls[begin:wait]
+        hidden += any(call.split()[0] in ("attend", "feed", "both") for call in between)
+    assert hidden == WIRINGS[wiring].hidden(LAYERS)
+
+
+def test_local_reducer_sums_branches_and_leaves_them_as_they_are():
+    branches = torch.randn(3, 2, 4, 5)
+    kept = branches.clone()
+    torch.testing.assert_close(LocalReducer().begin(branches).wait(), kept.sum(0, keepdim=True))
+    assert torch.equal(branches, kept)
