@@ -1,8 +1,9 @@
 # The first command is the only one: each target makes the virtual environment it needs.
-PYTHON ?= python3
-VENV   ?= .venv
+# Not from the environment, where these names mean other things; `make demo DEMO=folder` works.
+PYTHON := python3
+VENV   := .venv
 BIN    := $(VENV)/bin
-DEMO   ?= demo
+DEMO   := demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check format docs clean
@@ -13,7 +14,8 @@ help:  ## show this list
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "krakenlm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "python3 cannot make virtual environments here: on Debian, apt-get install python3-venv"; exit 2; }
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install -q -e .
@@ -49,5 +51,5 @@ format: $(VENV)/.installed-dev  ## put the code into its format
 docs: $(VENV)/.installed-docs  ## build the documentation site into site/
 	$(BIN)/mkdocs build --strict
 
-clean:  ## remove the environment, caches and what the demo made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site $(DEMO)
+clean:  ## remove the environment, the caches and the built site; what the demo made stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache site

@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+Table = Callable[[], str]
+
 _MARKED = re.compile(r"(<!-- table:(?P<name>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 
 
-def filled(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+def filled(text: str, tables: Mapping[str, Table]) -> str:
     """``text`` with every marked table made anew.
 
     Raises:
@@ -29,7 +31,7 @@ def names(text: str) -> list[str]:
     return [match["name"] for match in _MARKED.finditer(text)]
 
 
-def rewrite(pages: Iterable[Path], tables: Mapping[str, Callable[[], str]]) -> None:
+def rewrite(pages: Iterable[Path], tables: Mapping[str, Table]) -> None:
     """Fill the tables of some pages in place, and say which pages changed."""
     for page in pages:
         old = page.read_text(encoding="utf-8")

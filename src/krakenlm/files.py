@@ -23,38 +23,51 @@ def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         KrakenError: ``target`` exists and ``replace`` is false, or the disk refuses.
     """
-    target = Path(target)
+    shown, target = target, Path(target).resolve()
     if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
-        raise KrakenError(f"{target} exists already: remove it or choose another output folder")
-    with disk_errors(target):
+        raise KrakenError(f"{shown} exists already: remove it or choose another output folder")
+    if target.is_mount():
+        raise KrakenError(f"{shown} is a mount point: choose a folder within it")
+    with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-partial-", dir=target.parent))
     try:
         partial.chmod(0o755)
         with disk_errors(target):
             yield partial
-            if target.exists():
-                _remove(target)
-            partial.replace(target)
+            _put_in_place(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def write_whole(target: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or all of the new one."""
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield an empty file beside ``target``, of its suffix, that becomes it at the block's end.
+
+    A reader sees the old content or all of the new one.
+    """
     target = Path(target)
-    with disk_errors(target):
+    with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-partial-", dir=target.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name}-partial-", suffix=target.suffix, dir=target.parent
+        )
+        os.close(handle)
+        partial = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
+            yield partial
+            partial.chmod(0o644)
+            partial.replace(target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -74,6 +87,17 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise KrakenError(f"cannot write {target}: {reason}") from error
 
 
+@contextmanager
+def _refusals(target: Path) -> Iterator[None]:
+    """Like ``disk_errors``, where whatever the system refuses is about ``target``."""
+    try:
+        with disk_errors(target):
+            yield
+    except OSError as error:
+        reason = f"{error.strerror}: choose another output folder"
+        raise KrakenError(f"cannot write {target}: {reason}") from error
+
+
 _WRITE_REFUSALS = {
     errno.ENOSPC: "no space left on the disk: free some or choose another output folder",
     errno.EDQUOT: "the disk quota is used up: free some or choose another output folder",
@@ -89,7 +113,30 @@ def _errno_of(error: Exception) -> int | None:
         return error.errno
     # safetensors, written in Rust, hides the system's number in its text.
     number = re.search(r"\(os error (\d+)\)", str(error))
-    return int(number[1]) if number else None
+    if number:
+        return int(number[1])
+    # torch.save loses it; that a file does not grow as it should is what a full disk does.
+    stuck = re.search(r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+", str(error))
+    return errno.ENOSPC if stuck else None
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename, what was there moved aside first: removing takes time and may be interrupted."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        partial.replace(target)
+        return
+    old = Path(f"{partial}-old")
+    target.replace(old)
+    try:
+        partial.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    try:
+        _remove(old)
+    except BaseException:
+        shutil.rmtree(old, ignore_errors=True)
+        raise
 
 
 def _remove(path: Path) -> None:

@@ -17,6 +17,7 @@ import command_reference  # noqa: E402
 import cost_tables  # noqa: E402
 import draw_architecture  # noqa: E402
 import markers  # noqa: E402
+import publish_demo  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
 
 
@@ -44,6 +45,13 @@ def test_every_command_has_a_section_with_its_options():
     assert names.keys() == command_reference.commands().keys()
     for command, tables in names.items():
         assert command in tables
+
+
+@pytest.mark.parametrize("page", publish_demo.PAGES, ids=lambda page: page.name)
+def test_what_the_pages_say_the_demo_printed_is_what_it_printed(page):
+    text = page.read_text(encoding="utf-8")
+    assert markers.names(text) == ["demo-output"]
+    assert text == markers.filled(text, publish_demo.BLOCKS), "run scripts/publish_demo.py"
 
 
 def test_a_stale_table_is_noticed_and_put_right():

@@ -92,7 +92,7 @@ def test_seed_repeats_an_answer(tmp_path):
     ("prompt", "new", "message"),
     [
         ([], 1, "prompt is empty"),
-        ([1] * 40, 9, "40 tokens and 9 new ones.*holds 48"),
+        ([1] * 40, 10, "40 tokens and 10 new ones.*holds 48"),
         ([1, 61], 1, "token 61 is outside.*61"),
         ([-1], 1, "token -1 is outside"),
         ([1], 0, "--max-new-tokens 0"),
@@ -102,3 +102,17 @@ def test_requests_that_cannot_be_answered_are_refused(prompt, new, message):
     config = ModelConfig(hidden_size=24, vocab_size=61, max_position_embeddings=48)
     with pytest.raises(KrakenError, match=message):
         check_request(config, [prompt], new)
+
+
+def test_the_last_token_needs_no_position(tmp_path):
+    saved(tmp_path)
+    engine = Engine.load(tmp_path, ALONE, torch.float32)
+    assert len(list(engine.generate(torch.ones(1, 40, dtype=torch.long), max_new_tokens=9))) == 9
+
+
+def test_weights_that_are_not_numbers_are_noticed(tmp_path):
+    saved(tmp_path)
+    engine = Engine.load(tmp_path, ALONE, torch.float32)
+    engine.decoder.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(KrakenError, match="logits are not finite"):
+        next(engine.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2))

@@ -1,13 +1,15 @@
 """How a model is divided, and that a rank reads only what it holds."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedConfig
 
-from krakenlm.config import ModelConfig
+from krakenlm.config import TRANSFORMERS_KEYS, ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -88,6 +90,9 @@ class CountingSlice:
 
     def get_shape(self):
         return self._lazy.get_shape()
+
+    def get_dtype(self):
+        return self._lazy.get_dtype()
 
     def __getitem__(self, index):
         tensor = self._lazy[index]
@@ -192,6 +197,46 @@ def test_configuration_is_read_strictly(tmp_path):
             read_config(tmp_path)
     with pytest.raises(KrakenError, match=r"config\.json is missing"):
         read_config(tmp_path / "nowhere")
+
+
+def test_devices_without_a_column_of_the_feed_forward_are_refused():
+    config = STANDARD.replace(ffn_dim=1)
+    assert [len(shard.ffn_columns) for shard in split(config, 2)] == [1, 1]
+    with pytest.raises(KrakenError, match="--devices 3: ffn_dim=1 has no column for each"):
+        split(config, 3)
+
+
+def test_integer_weights_and_wrong_indexes_are_refused(tmp_path):
+    save(KRAKEN, tmp_path)
+    (shard,) = split(KRAKEN, 1)
+    name = "model.embed_tokens.weight"
+    rewrite(tmp_path, lambda state: state.update({name: state[name].to(torch.int8)}))
+    with pytest.raises(KrakenError, match=r"embed_tokens\.weight holds I8"):
+        read_shard(tmp_path, shard, torch.float32)
+    rewrite(tmp_path, lambda state: state.pop(name))
+    file = tmp_path / "model.safetensors"
+    file.rename(tmp_path / "part.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"model.embed_tokens.weight": "part.safetensors"}}')
+    with pytest.raises(KrakenError, match=r"part\.safetensors lacks tensor model\.embed_tokens"):
+        read_shard(tmp_path, shard, torch.float32)
+    index.write_text('{"weight_map": []}')
+    with pytest.raises(KrakenError, match="has no weight_map"):
+        read_shard(tmp_path, shard, torch.float32)
+
+
+def test_configuration_with_what_transformers_adds_is_read(tmp_path):
+    config = KrakenConfig.from_model_config(
+        KRAKEN, num_labels=3, problem_type="regression", return_dict=False, bos_token_id=1
+    )
+    config.save_pretrained(tmp_path)
+    assert read_config(tmp_path) == KRAKEN
+
+
+def test_every_key_that_transformers_may_write_is_known():
+    written = KrakenConfig.from_model_config(KRAKEN).to_dict().keys() - KRAKEN.to_dict().keys()
+    fields = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    assert (written | fields) - {"_name_or_path"} <= TRANSFORMERS_KEYS
 
 
 def test_every_split_of_many_shapes_is_a_legal_model():

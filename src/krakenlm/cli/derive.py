@@ -13,6 +13,7 @@ from krakenlm.config import (
     kv_cache_bytes_per_token,
     model_config,
     relative_difference,
+    size_names,
 )
 from krakenlm.config import derive as derive_config
 from krakenlm.errors import KrakenError
@@ -50,6 +51,9 @@ def derive(
     ] = None,
 ) -> None:
     """Derive the Kraken configuration that matches a standard model."""
+    for name, value in (("--head-dim", head_dim), ("--kv-heads", kv_heads)):
+        if value < 0:
+            raise KrakenError(f"{name} {value}: needs 1 or more")
     if dtype not in _BYTES:
         raise KrakenError(f"--dtype {dtype}: choose one of {', '.join(_BYTES)}")
     if rule not in ("published", "keep-width"):
@@ -59,6 +63,8 @@ def derive(
     kraken = derive_config(
         standard, sublayers, rule=chosen_rule, head_dim=head_dim, kv_heads=kv_heads
     )
+    if out is not None and (out / "config.json").exists():
+        raise KrakenError(f"{out / 'config.json'} exists already: choose another --out")
     _show(base, standard, kraken, _BYTES[dtype], dtype)
     if out is not None:
         from krakenlm.console import notes
@@ -69,11 +75,12 @@ def derive(
 
 
 def _read_base(base: str) -> ModelConfig:
-    if Path(base).is_dir():
-        from krakenlm.model.checkpoint import read_config
+    is_size = base.lower() in (name.lower() for name in size_names())
+    if is_size or not Path(base).is_dir():
+        return model_config(base)
+    from krakenlm.model.checkpoint import read_config
 
-        return read_config(Path(base))
-    return model_config(base)
+    return read_config(Path(base))
 
 
 def _show(name: str, standard: ModelConfig, kraken: ModelConfig, element: int, dtype: str) -> None:

@@ -13,7 +13,10 @@ def generate(
         int | None,
         typer.Option(help="Processes to share the model out to; under torchrun, its own number."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to generate at most; by default 64 or what the context leaves."),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above, tokens are drawn.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")] = 0,
     top_p: Annotated[

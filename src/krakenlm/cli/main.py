@@ -1,8 +1,10 @@
 """The command line's frame: the list of commands, and how errors reach people."""
 
+import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
@@ -35,46 +37,59 @@ for command in (
 MANY_VALUED = ("--text",)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"krakenlm {version('krakenlm')}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
-    show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.")
+    show_version: Annotated[  # eager: needs no command behind it
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
     debug: Annotated[  # taken out of the arguments by main(), listed here for --help
         bool, typer.Option("--debug", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
     """Transformers whose collectives are off the critical path."""
-    if show_version:
-        typer.echo(f"krakenlm {version('krakenlm')}")
-        raise typer.Exit
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; problems the user can fix end in one line and exit code 2.
 
-    ``--debug`` may stand anywhere and shows the traceback instead. Ctrl-C ends with 130.
+    ``--debug`` may stand anywhere and shows the traceback as well. Ctrl-C ends with 130,
+    SIGTERM with 143.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for any exception
     try:
-        app(spread_many_valued(arguments), standalone_mode=False)
+        # Not app(): what that makes of Ctrl-C and of a closed pipe depends on Typer's version.
+        command = typer.main.get_command(app)
+        with command.make_context("krakenlm", spread_many_valued(arguments)) as context:
+            command.invoke(context)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
+        from krakenlm.console import notes
+
+        notes.show_cursor()  # a progress bar that was just starting cannot do it
         if debug:
-            raise
+            traceback.print_exc()
         _complain("interrupted: nothing half-written was left behind")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe (`| head`) went away: no error of ours.
+        # The reader of a pipe (`| head`) went away; rich, writing tables, ends with 1 as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(1)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         sys.exit(_report(error))
 
 
@@ -86,13 +101,12 @@ def spread_many_valued(arguments: Sequence[str]) -> list[str]:
     spread: list[str] = []
     option: str | None = None
     for argument in arguments:
-        if argument in MANY_VALUED:
-            option = argument
-        elif option is not None and not argument.startswith("-"):
-            spread += [option, argument]
-        else:
-            option = None
-            spread.append(argument)
+        if option is not None and not argument.startswith("-"):
+            spread += [argument] if spread[-1] == option else [option, argument]
+            continue
+        name = argument.partition("=")[0]
+        option = name if name in MANY_VALUED else None
+        spread.append(argument)
     return spread
 
 
@@ -101,12 +115,17 @@ def _report(error: Exception) -> int:
     if isinstance(error, KrakenError):
         _complain(str(error))
         return 2
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _complain("cannot write the output: no space left where it goes")
+        return 2
     if hasattr(error, "format_message"):  # the parser's own: an unknown option, a missing argument
         message = error.format_message()
         if message:  # without a command the help was printed already
-            _complain(f"{message} See `krakenlm --help`.")
+            _complain(f"{message.rstrip('.')}: see `krakenlm --help`")
         return 2
-    _complain(f"{type(error).__name__}: {error} (--debug shows where)")
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"  # a trace may lie between
+    _complain(f"{type(error).__name__}: {said} (--debug shows where)")
     return 1
 
 

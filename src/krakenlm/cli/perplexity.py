@@ -1,5 +1,6 @@
 """``krakenlm perplexity``: how well a model predicts a text."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +31,16 @@ def perplexity(
 
     from krakenlm.console import results
     from krakenlm.eval.perplexity import perplexity as measure
-    from krakenlm.files import write_json
+    from krakenlm.files import whole_file, write_json
 
-    result = measure(model, data, batch_size=batch_size, device=device, window=window, split=split)
+    with ExitStack() as stack:
+        # Where the file cannot be written is said before the measurement, not after it.
+        file = None if json is None else stack.enter_context(whole_file(json))
+        result = measure(
+            model, data, batch_size=batch_size, device=device, window=window, split=split
+        )
+        if file is not None:
+            write_json(file, {"model": str(model), "data": str(data), **result.to_json()})
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("loss", f"{result.loss:.4f}", "nats per token")
     table.add_row("perplexity", f"{result.perplexity:.2f}", "per token")
@@ -40,5 +48,3 @@ def perplexity(
     table.add_row("tokens", f"{result.tokens:,}", f"predicted in windows of {result.window}")
     table.add_row("bytes", f"{result.bytes:,}", "of UTF-8 text")
     results.print(table)
-    if json is not None:
-        write_json(json, {"model": str(model), "data": str(data), **result.to_json()})

@@ -13,18 +13,11 @@ def train(
     ] = False,
 ) -> None:
     """Train a model by a recipe; an interrupted run goes on from its last checkpoint."""
-    from krakenlm.config import count_parameters
-    from krakenlm.console import notes, results
+    from krakenlm.console import results
     from krakenlm.data.manifest import Manifest
     from krakenlm.train.recipe import read_recipe
     from krakenlm.train.trainer import train as run_training
 
     resolved = read_recipe(recipe, lambda data: Manifest.load(data).vocab_size)
-    model = resolved.model
-    notes.print(
-        f"{model.wiring} model: {count_parameters(model):,} parameters, "
-        f"{model.num_hidden_layers} layers, hidden_size {model.hidden_size}, "
-        f"{model.num_sublayers} sub-layers"
-    )
     run = run_training(resolved, restart=restart)
     results.print(f"{run.model}", markup=False)

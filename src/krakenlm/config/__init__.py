@@ -9,8 +9,8 @@ from krakenlm.config.derivation import Rule, derive, relative_difference
 from krakenlm.config.model_config import (
     ARCHITECTURE,
     MODEL_TYPE,
+    TRANSFORMERS_KEYS,
     ModelConfig,
-    refuse_unknown,
 )
 from krakenlm.config.sizes import SIZES, model_config, size_names
 from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
@@ -19,6 +19,7 @@ __all__ = [
     "ARCHITECTURE",
     "MODEL_TYPE",
     "SIZES",
+    "TRANSFORMERS_KEYS",
     "WIRINGS",
     "ModelConfig",
     "Rule",
@@ -29,7 +30,6 @@ __all__ = [
     "derive",
     "kv_cache_bytes_per_token",
     "model_config",
-    "refuse_unknown",
     "relative_difference",
     "size_names",
 ]

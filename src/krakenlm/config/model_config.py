@@ -1,20 +1,32 @@
 """The configuration of one model: every field, its default, and what is refused.
 
-This dataclass is the only list of the fields. ``krakenlm.integrations.hf.KrakenConfig`` shows the
-same fields to Hugging Face by reading them from here.
+This dataclass is the only list of the fields. ``KrakenConfig`` in ``krakenlm.integrations``
+shows the same fields to Hugging Face by reading them from here.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
 from krakenlm.errors import ConfigError
+from krakenlm.strict import check_types, from_plain
 
 MODEL_TYPE = "kraken"
 ARCHITECTURE = "KrakenForCausalLM"
+
+TRANSFORMERS_KEYS = frozenset(
+    (
+        *("architectures", "auto_map", "dtype", "model_type", "torch_dtype"),
+        *("transformers_version", "use_cache"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+        *("id2label", "label2id", "problem_type", "is_encoder_decoder"),
+        *("chunk_size_feed_forward", "output_attentions", "output_hidden_states"),
+        *("per_layer_config", "return_dict"),
+    )
+)
+"""What Transformers writes into ``config.json`` beside the model's own fields."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +84,7 @@ class ModelConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        self._check_types()
+        check_types(self)
         self._check_counts()
         self._fill_derived()
         self._check_combinations()
@@ -80,8 +92,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """Build from plain values, such as a recipe's table; unknown keys are refused."""
-        refuse_unknown(values, {field.name for field in dataclasses.fields(cls)})
-        return cls(**values)
+        return from_plain(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, derived ones filled in."""
@@ -119,18 +130,6 @@ class ModelConfig:
     def num_key_value_heads(self) -> int:
         """Key and value heads of a layer over all sub-layers."""
         return self.num_sublayers * self.kv_heads_per_sublayer
-
-    def _check_types(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                if value not in get_args(hint):
-                    fits = ", ".join(map(repr, get_args(hint)))
-                    raise ConfigError(f"{name}={value!r}: choose one of {fits}")
-            elif hint is float and type(value) is int:
-                object.__setattr__(self, name, float(value))
-            elif type(value) is not hint:
-                raise ConfigError(f"{name}={value!r}: needs a value of type {hint.__name__}")
 
     def _check_counts(self) -> None:
         for name in (
@@ -184,12 +183,3 @@ class ModelConfig:
                 f"head_dim={self.head_dim} is odd and position='rope' turns pairs: use "
                 f"head_dim={self.head_dim + 1} or position='learned'"
             )
-
-
-def refuse_unknown(values: Mapping[str, Any], known: set[str], where: str = "") -> None:
-    """Raise ``ConfigError`` for the first key of ``values`` that is not ``known``."""
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown key {key!r}{where}: {hint}")

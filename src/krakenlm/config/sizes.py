@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from krakenlm.config.model_config import ModelConfig
-from krakenlm.config.wirings import WiringName
+from krakenlm.config.wirings import WIRINGS, WiringName
 from krakenlm.errors import ConfigError
 
 
@@ -91,15 +91,17 @@ def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any)
     Raises:
         ConfigError: an unknown name, or a wiring that the named shape does not have.
     """
+    if wiring is not None and wiring not in WIRINGS:
+        raise ConfigError(f"wiring={wiring!r}: choose one of {', '.join(WIRINGS)}")
     for published in PUBLISHED_KRAKEN:
         if published.name.lower() == name.lower():
-            if wiring not in (None, "kraken"):
+            if wiring is not None and not WIRINGS[wiring].own_streams:
                 raise ConfigError(f"wiring={wiring!r}: {published.name} is a Kraken: leave it out")
             return _published_config(published, changes)
     size = _find(name)
-    if wiring == "kraken":
+    if wiring is not None and WIRINGS[wiring].own_streams:
         raise ConfigError(
-            f"wiring='kraken': {name} is a standard shape; derive its Kraken match with "
+            f"wiring={wiring!r}: {name} is a standard shape; derive its Kraken match with "
             f"`krakenlm derive {name} --sublayers N` or krakenlm.derive"
         )
     return ModelConfig.from_dict(

@@ -9,15 +9,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
+from krakenlm.strict import from_plain
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +42,11 @@ class Split:
     tokens: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "tokens", "bytes"):
+            if getattr(self, name) < 0:
+                raise KrakenError(f"{name}={getattr(self, name)}: needs 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,54 +121,13 @@ class Manifest:
                 f"{path}: format_version is {version!r}, this krakenlm reads {FORMAT_VERSION}: "
                 "prepare the text again"
             )
-        return _strict(cls, value, path, "")
+        try:
+            return from_plain(cls, value)
+        except KrakenError as error:
+            raise KrakenError(f"{path}: {error}; prepare the text again") from error
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _strict(cls: type[_T], value: Any, path: Path, prefix: str) -> _T:
-    """Build the dataclass ``cls`` from JSON that has exactly its fields, of the right types."""
-    assert dataclasses.is_dataclass(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    if not isinstance(value, dict):
-        raise _misfit(path, f"{prefix.rstrip('.') or 'the file'} is not a JSON object")
-    unknown = [prefix + key for key in value if key not in names]
-    missing = [prefix + name for name in names if name not in value]
-    if unknown or missing:
-        parts = [
-            f"{kind} key {', '.join(keys)}"
-            for kind, keys in (("unknown", unknown), ("missing", missing))
-            if keys
-        ]
-        raise _misfit(path, "; ".join(parts))
-    hints = get_type_hints(cls)
-    return cls(**{name: _read(hints[name], value[name], path, prefix + name) for name in names})
-
-
-def _read(hint: Any, value: Any, path: Path, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return _strict(hint, value, path, name + ".")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise _misfit(path, f"{name} is {value!r}, not one of {', '.join(get_args(hint))}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise _misfit(path, f"{name} is not a list")
-        item = get_args(hint)[0]
-        return tuple(_read(item, each, path, f"{name}[{i}]") for i, each in enumerate(value))
-    accepted = (int, float) if hint is float else hint
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise _misfit(path, f"{name} is {value!r}, not of type {hint.__name__}")
-    if hint is int and value < 0:
-        raise _misfit(path, f"{name} is {value}, below zero")
-    return value
-
-
-def _misfit(path: Path, what: str) -> KrakenError:
-    return KrakenError(f"{path}: {what}: prepare the text again")

@@ -59,7 +59,11 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     path = Path(source)
     if path.is_dir():
         return _from_directory(path)
-    looks_like_path = str(source).startswith(("/", ".", "~")) or str(source).count("/") > 1
+    looks_like_path = (
+        str(source).startswith(("/", ".", "~"))
+        or str(source).count("/") > 1
+        or path.suffix == ".json"
+    )
     if path.exists() or looks_like_path:
         what = "is a file" if path.exists() else "does not exist"
         raise KrakenError(

@@ -4,8 +4,7 @@
 the end-of-text token; ``OUT/tokenizer/`` the tokenizer; ``OUT/manifest.json`` the counts.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,7 +79,7 @@ def prepare(
         )
     sizes = check_files([Path(text) for text in texts])
     if replace:
-        _check_replaceable(out, sizes)
+        _check_replaceable(out)
     with whole_directory(out, replace=replace) as folder:
         manifest = _fill(folder, sizes, tokenizer, validation_fraction)
         manifest.save(folder)
@@ -124,20 +123,17 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> To
     return TokenSplit(tokens=tokens, info=info, manifest=manifest, path=path)
 
 
-def _check_replaceable(out: Path, texts: Iterable[Path]) -> None:
+def _check_replaceable(out: Path) -> None:
     """Replacing deletes what is there: that must be a prepared directory and nothing else."""
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+    ours = {MANIFEST, "tokenizer", *(f"{split}.bin" for split in SPLITS)}
+    found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    if found - ours or (found and MANIFEST not in found):
         raise KrakenError(
-            f"{out} is not a prepared directory, so it is not replaced: remove it yourself or "
-            "choose another output folder"
+            f"{out} is not a prepared directory and nothing else, so it is not replaced: remove it "
+            "yourself or choose another output folder"
         )
-    for text in texts:
-        if text.resolve().is_relative_to(out.resolve()):
-            raise KrakenError(
-                f"{text} lies in {out}, which would be replaced: choose another output folder"
-            )
 
 
 def _fill(
@@ -172,13 +168,5 @@ def _fill(
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> str:
     """Write the tokenizer's files; returns the sha256 of ``tokenizer.json``."""
-    try:
-        tokenizer.save_pretrained(str(folder))
-    except OSError:
-        raise
-    except Exception as error:  # the Rust side wraps the system's errors in a bare Exception
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error)) from error
+    tokenizer.save_pretrained(str(folder))
     return sha256_of(folder / "tokenizer.json")

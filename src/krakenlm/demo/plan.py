@@ -1,6 +1,5 @@
 """What the demo does, in numbers: the two models, their training, the measurement."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +69,9 @@ class Plan:
                 batch_size=8,
                 learning_rate=2e-3,
                 warmup_steps=min(30, self.steps),
+                log_every=min(10, self.steps),
                 eval_every=max(1, self.steps // 5),
                 save_every=max(1, self.steps // 3),
                 device="auto",
             ),
         )
-
-    def with_steps(self, steps: int) -> "Plan":
-        """The same plan with another length of training."""
-        return dataclasses.replace(self, steps=steps)

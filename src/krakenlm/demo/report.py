@@ -18,7 +18,7 @@ from krakenlm.console import results
 from krakenlm.data.manifest import Manifest
 from krakenlm.demo.steps import Sample
 from krakenlm.eval.perplexity import PerplexityResult
-from krakenlm.files import write_json, write_whole
+from krakenlm.files import whole_file, write_json, write_whole
 from krakenlm.parallel.trace import Event
 from krakenlm.train.run_folder import RunFolder
 
@@ -45,9 +45,12 @@ def write_report(findings: Findings, out: Path) -> Path:
     histories = findings.histories
     write_json(out / "results.json", _as_json(findings, histories))
     pictures = {name: out / f"{name}.png" for name in ("losses", "first_token", "timeline")}
-    draw_losses(histories, pictures["losses"])
-    draw_latencies(findings.latency, pictures["first_token"])
-    draw_timelines(findings.timelines, pictures["timeline"])
+    with whole_file(pictures["losses"]) as partial:
+        draw_losses(histories, partial)
+    with whole_file(pictures["first_token"]) as partial:
+        draw_latencies(findings.latency, partial)
+    with whole_file(pictures["timeline"]) as partial:
+        draw_timelines(findings.timelines, partial)
     page = out / "report.html"
     write_whole(page, _page(findings, histories, pictures))
     return page
@@ -112,7 +115,7 @@ def _latency_rows(report: LatencyReport) -> list[tuple[str, ...]]:
             f"{result.ttft_ms.p10:.2f} to {result.ttft_ms.p90:.2f}",
             f"{result.no_comm_ttft_ms.median:.2f}",
             f"{result.speedup:.2f}x",
-            f"{-result.reduction_percent:+.1f}%",
+            f"{0.0 - result.reduction_percent:+.1f}%",
         )
         for result in report.results
     ]
@@ -163,7 +166,7 @@ def _page(findings: Findings, histories: dict[str, Any], pictures: dict[str, Pat
 
 
 def _tokens_seen(history: dict[str, Any]) -> int:
-    return int(history["training"][-1]["step"] * history["tokens_per_step"])
+    return int(history["validation"][-1]["step"] * history["tokens_per_step"])
 
 
 def _html_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

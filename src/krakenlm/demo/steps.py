@@ -12,6 +12,7 @@ from krakenlm.bench.results import LatencyReport
 from krakenlm.config import WiringName, count_parameters
 from krakenlm.console import notes, progress_bar
 from krakenlm.data.manifest import Manifest
+from krakenlm.data.text import check_files
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import open_split, prepare
 from krakenlm.demo.plan import DEVICES, Plan
@@ -27,6 +28,18 @@ from krakenlm.train.trainer import train
 TRAINED: tuple[WiringName, ...] = ("kraken", "standard")
 # Enough validation text for a steady number, little enough to score in seconds.
 _VALIDATION_BYTES = 400_000
+_MADE_BY_DEMO = {
+    "data",
+    "runs",
+    "inputs.json",
+    "first_token.json",
+    "timelines.json",
+    "results.json",
+    "losses.png",
+    "first_token.png",
+    "timeline.png",
+    "report.html",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +67,31 @@ def claim_folder(plan: Plan, texts: Sequence[Path]) -> None:
     Raises:
         KrakenError: a text is missing, or the folder holds something that is not a demo's.
     """
+    check_files(texts)
     wanted = json.loads(json.dumps({"plan": _plain(plan), "texts": [_state(t) for t in texts]}))
     inputs = plan.out / "inputs.json"
-    if inputs.is_file():
-        if json.loads(inputs.read_text(encoding="utf-8")) == wanted:
-            return
+    found = _read_inputs(inputs)
+    if found == wanted:
+        return
+    if found is not None:
         notes.print(f"{plan.out} was made from other text or settings: beginning anew")
-        shutil.rmtree(plan.out)
+        _discard(plan, texts)
     elif plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise KrakenError(f"{plan.out} is not empty and holds no demo: choose another --out")
     write_json(inputs, wanted)
+
+
+def _discard(plan: Plan, texts: Sequence[Path]) -> None:
+    """Remove what an earlier demo made, and nothing else."""
+    made = [path for path in plan.out.iterdir() if path.name in _MADE_BY_DEMO]
+    for text in texts:
+        if any(text.resolve().is_relative_to(path.resolve()) for path in made):
+            raise KrakenError(
+                f"{text} lies in {plan.out}, which would be made anew: move the text or choose "
+                "another --out"
+            )
+    for path in made:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def make_tokens(plan: Plan, texts: Sequence[Path]) -> Manifest:
@@ -160,10 +188,16 @@ def _plain(plan: Plan) -> dict[str, Any]:
     return {**asdict(plan), "out": None}
 
 
+def _read_inputs(path: Path) -> dict[str, Any] | None:
+    """What a demo was made from; None where the file is missing or not one that a demo wrote."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) and values.keys() == {"plan", "texts"} else None
+
+
 def _state(text: Path) -> tuple[str, int, int]:
     """What tells whether a file changed."""
-    try:
-        status = text.stat()
-    except OSError as error:
-        raise KrakenError(f"{text} cannot be read ({error.strerror}): check --text") from error
+    status = text.stat()
     return str(text.resolve()), status.st_size, status.st_mtime_ns

@@ -151,7 +151,7 @@ def _batches(tokens: NDArray[Any], window: int, batch_size: int) -> Iterator[NDA
 def _tokens_of(data: Path, split: str, model: Path) -> tuple[NDArray[Any], int]:
     """The token ids of ``data`` and the UTF-8 length of its text."""
     if data.is_dir():
-        opened = open_split(data, split)
+        opened = open_split(data, split, verify=True)
         _note_other_tokenizer(data, model)
         tokens, size = opened.tokens, opened.info.bytes
     else:

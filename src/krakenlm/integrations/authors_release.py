@@ -8,15 +8,19 @@ the shape. Ours stacks the sub-layers of a layer: ``model.layers.{layer}.attenti
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from krakenlm.config import ModelConfig
+from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.files import whole_directory, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Shape = tuple[int, ...]
 
@@ -46,7 +50,7 @@ _LAYER_PARTS = {
 _MASK_BUFFER = re.compile(r"transformer\.h\.\d+\.\d+\.attn\.bias")
 
 
-def convert(checkpoint: Path, out: Path) -> ModelConfig:
+def convert(checkpoint: Path, out: Path, tokenizer: str | None = None) -> ModelConfig:
     """Write the model of ``checkpoint`` to the folder ``out``, whole or not at all.
 
     The result loads with ``AutoModelForCausalLM.from_pretrained(out)``. No code in the file is
@@ -55,6 +59,8 @@ def convert(checkpoint: Path, out: Path) -> ModelConfig:
     Args:
         checkpoint: a file of the authors' training script.
         out: gets ``config.json`` and ``model.safetensors``.
+        tokenizer: a folder or Hub name whose tokenizer goes into ``out`` as well, since the
+            authors' checkpoints hold none; commands that read or write text need one.
 
     Returns:
         The converted model's configuration.
@@ -71,10 +77,23 @@ def convert(checkpoint: Path, out: Path) -> ModelConfig:
     _check_tensors(state, _expected_shapes(config), checkpoint)
     tied = torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
     config = config.replace(tie_word_embeddings=tied)
+    words = None if tokenizer is None else _fitting_tokenizer(tokenizer, config)
     with whole_directory(out) as folder:
         write_json(folder / "config.json", config.to_hf_dict())
         _save(dict(_canonical(config, state)), folder / "model.safetensors")
+        if words is not None:
+            words.save_pretrained(str(folder))
     return config
+
+
+def _fitting_tokenizer(source: str, config: ModelConfig) -> "PreTrainedTokenizerFast":
+    tokenizer = load_tokenizer(source)
+    if len(tokenizer) > config.vocab_size:
+        raise KrakenError(
+            f"tokenizer {source} has {len(tokenizer)} entries and the checkpoint's vocabulary "
+            f"{config.vocab_size}: give the tokenizer that the model was trained with"
+        )
+    return tokenizer
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -212,12 +231,17 @@ def _check_tensors(state: Mapping[str, Any], expected: Mapping[str, Shape], path
 
 
 def _fits(value: Any, shape: Shape) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
+    return _is_plain(value) and value.is_floating_point() and value.shape == shape
+
+
+def _is_plain(value: Any) -> bool:
+    """A tensor with a number for every element: neither sparse nor without memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def _describe(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
+    if not _is_plain(value):
+        return f"a {getattr(value, 'layout', type(value).__name__)}"
     kind = "" if value.is_floating_point() else f" of {value.dtype}"
     return f"{list(value.shape)}{kind}"
 

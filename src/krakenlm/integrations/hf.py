@@ -19,6 +19,7 @@ from transformers import (
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
 
 from krakenlm.errors import ConfigError
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -72,6 +73,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _init_weights(self, module: nn.Module) -> None:
         initialise_module(module, self.config.initializer_range)
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -97,7 +99,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             logits_to_keep: only so many last positions go through the head; 0 is all.
             kwargs: passed to Transformers' attention and loss functions.
         """
-        _refuse_recording(kwargs)
+        _refuse_recording(self.config, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x_BTD = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -201,11 +203,10 @@ def _positions(x_BTD: Tensor, attention_mask: Tensor | None, cache: Cache | None
     return (torch.arange(tokens, device=x_BTD.device) + past).unsqueeze(0)
 
 
-def _refuse_recording(kwargs: dict[str, Any]) -> None:
+def _refuse_recording(config: KrakenConfig, kwargs: dict[str, Any]) -> None:
     for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.pop(name, None):
+        if kwargs.pop(name, getattr(config, name)):
             raise ConfigError(f"{name}=True: these models return logits and caches only")
-    kwargs.pop("return_dict", None)
 
 
 # Seen by whoever imports this module; krakenlm._registration imports it behind the Auto classes.

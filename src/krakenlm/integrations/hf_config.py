@@ -5,25 +5,20 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from krakenlm.config import MODEL_TYPE, ModelConfig, refuse_unknown
+from krakenlm.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig
+from krakenlm.strict import refuse_unknown
 
 _MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
-# What Transformers itself puts into a configuration beside its dataclass fields.
-_TRANSFORMERS_KEYS = {
-    "model_type",
-    "torch_dtype",
-    "num_labels",
-    "name_or_path",
+# What Transformers hands over when it makes a configuration, and never writes into a file.
+_PASSING_KEYS = {
     "_name_or_path",
     "_commit_hash",
-    "attn_implementation",
     "_attn_implementation",
+    "attn_implementation",
     "experts_implementation",
-    "output_attentions",
-    "per_layer_config",
-    "quantization_config",
-    "auto_map",
+    "name_or_path",
+    "num_labels",
 }
 
 
@@ -46,8 +41,7 @@ class KrakenConfig(PreTrainedConfig):  # type: ignore[misc]
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = {field.name for field in dataclasses.fields(self)} | _TRANSFORMERS_KEYS
-        refuse_unknown(kwargs, known.union(_MODEL_FIELDS))
+        refuse_unknown(kwargs, TRANSFORMERS_KEYS.union(_PASSING_KEYS, _MODEL_FIELDS))
         model = ModelConfig.from_dict(
             {name: kwargs.pop(name) for name in _MODEL_FIELDS if name in kwargs}
         )

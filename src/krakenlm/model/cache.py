@@ -55,7 +55,3 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Count the tokens of a finished forward pass."""
         self.length += tokens
-
-    def clear(self) -> None:
-        """Forget all tokens; the memory is kept."""
-        self.length = 0

@@ -14,24 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from krakenlm.config import MODEL_TYPE, ModelConfig
+from krakenlm.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import Shard
 
+_FLOATING = ("F64", "F32", "BF16", "F16")
+
 _Piece = tuple[int, int, int]
 """A branch, and the first and last-plus-one row or column within it."""
-
-# What Transformers writes into config.json beside the model's own fields.
-_FOREIGN_KEYS = {
-    "model_type",
-    "architectures",
-    "transformers_version",
-    "dtype",
-    "use_cache",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-}
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -46,7 +36,7 @@ def read_config(directory: Path) -> ModelConfig:
             f"{directory}/config.json: model_type={values.get('model_type')!r} is not "
             f"{MODEL_TYPE!r}: give a model that krakenlm trained or converted"
         )
-    own = {key: value for key, value in values.items() if key not in _FOREIGN_KEYS}
+    own = {key: value for key, value in values.items() if key not in TRANSFORMERS_KEYS}
     try:
         return ModelConfig.from_dict(own)
     except KrakenError as error:
@@ -90,8 +80,10 @@ class _Tensors:
         if single.is_file():
             self._file_of = dict.fromkeys(self._file(single).keys(), single)
         elif index.is_file():
-            weight_map = _read_json(index).get("weight_map", {})
-            self._file_of = {name: directory / Path(part).name for name, part in weight_map.items()}
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise KrakenError(f"{index} has no weight_map: copy the checkpoint again")
+            self._file_of = {n: directory / Path(str(part)).name for n, part in weight_map.items()}
         else:
             raise KrakenError(
                 f"{directory} holds no model.safetensors: give a folder that `krakenlm train` or "
@@ -111,12 +103,21 @@ class _Tensors:
                 f"{self._directory}: tensor {name} is missing: the checkpoint does not fit its "
                 "config.json; convert or save the model again"
             )
-        lazy = self._file(self._file_of[name]).get_slice(name)
+        path = self._file_of[name]
+        try:
+            lazy = self._file(path).get_slice(name)
+        except SafetensorError as error:
+            raise KrakenError(f"{path} lacks tensor {name}: copy the checkpoint again") from error
         found = tuple(lazy.get_shape())
         if found != shape:
             raise KrakenError(
                 f"{self._directory}: tensor {name} has shape {list(found)} where config.json asks "
                 f"for {list(shape)}: the two do not belong together"
+            )
+        if lazy.get_dtype() not in _FLOATING:
+            raise KrakenError(
+                f"{self._directory}: tensor {name} holds {lazy.get_dtype()}: quantised weights are "
+                "not supported; save the model in float32, bfloat16 or float16"
             )
         return lazy
 
@@ -126,7 +127,7 @@ class _Tensors:
                 raise KrakenError(f"{path} is missing: copy the checkpoint again")
             try:
                 self._open[path] = safe_open(path, framework="pt")
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise KrakenError(
                     f"{path} is damaged or truncated ({error}): copy or save it again"
                 ) from error
@@ -278,6 +279,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise KrakenError(f"{path} is missing: give the folder of a saved model") from error
     except NotADirectoryError as error:
         raise KrakenError(f"{path.parent} is a file: give the folder of a saved model") from error
+    except OSError as error:
+        raise KrakenError(f"cannot read {path}: {error.strerror}: check the folder") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise KrakenError(f"{path} is not valid JSON ({error}): copy it again") from error
     if not isinstance(values, dict):

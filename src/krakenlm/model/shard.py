@@ -77,7 +77,12 @@ def split(config: ModelConfig, devices: int) -> list[Shard]:
             f"use at most {units}"
         )
     starts = [units * rank // devices for rank in range(devices + 1)]
-    return [
+    shards = [
         Shard(config=config, first=start, count=end - start)
         for start, end in itertools.pairwise(starts)
     ]
+    if not config.traits.own_streams and not all(len(shard.ffn_columns) for shard in shards):
+        raise KrakenError(
+            f"--devices {devices}: ffn_dim={config.ffn_dim} has no column for each: use fewer"
+        )
+    return shards

@@ -132,7 +132,10 @@ class Engine:
         last = [0] * batch
         ids_BT = ids_BT.to(self.rank.device)
         for _ in range(max_new_tokens):
-            next_B = self.agree(sampler(self.last_logits(ids_BT, cache)))
+            logits_BV = self.last_logits(ids_BT, cache)
+            if cache.length == prompt_tokens:
+                _refuse_not_finite(logits_BV)
+            next_B = self.agree(sampler(logits_BV))
             last = [
                 old if ended else new
                 for ended, old, new in zip(done, last, next_B.tolist(), strict=True)
@@ -152,6 +155,11 @@ class Engine:
         return token_B
 
 
+def room_for_answer(config: ModelConfig, prompt_tokens: int) -> int:
+    """How many tokens may follow a prompt; the last one is never fed, so it needs no position."""
+    return config.max_position_embeddings - prompt_tokens + 1
+
+
 def check_request(config: ModelConfig, prompts: list[list[int]], max_new_tokens: int) -> None:
     """Refuse prompts that cannot be answered.
 
@@ -164,7 +172,7 @@ def check_request(config: ModelConfig, prompts: list[list[int]], max_new_tokens:
     for prompt in prompts:
         if not prompt:
             raise KrakenError("the prompt is empty: give at least one token")
-        if len(prompt) + max_new_tokens > limit:
+        if max_new_tokens > room_for_answer(config, len(prompt)):
             raise KrakenError(
                 f"the prompt has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, "
                 f"but the model's context holds {limit}: shorten the prompt or --max-new-tokens"
@@ -175,3 +183,11 @@ def check_request(config: ModelConfig, prompts: list[list[int]], max_new_tokens:
                     f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
                     "use the tokenizer that the model was trained with"
                 )
+
+
+def _refuse_not_finite(logits_BV: Tensor) -> None:
+    if not bool(logits_BV.isfinite().all()):
+        raise KrakenError(
+            "the model's logits are not finite: its weights are damaged, or overflow in this "
+            "--dtype; try --dtype float32"
+        )

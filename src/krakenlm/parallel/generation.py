@@ -14,7 +14,7 @@ from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.model.shard import split
-from krakenlm.parallel.engine import Engine, check_request
+from krakenlm.parallel.engine import Engine, check_request, room_for_answer
 from krakenlm.parallel.launch import DeviceType, Rank, launch, world_size
 from krakenlm.parallel.sampling import Sampling
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_USUAL_ANSWER = 64
 
 
 class Request(NamedTuple):
@@ -61,7 +62,7 @@ def generate_text(
     prompt: str,
     *,
     devices: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     dtype: str = "auto",
     device_type: str = "auto",
@@ -73,7 +74,7 @@ def generate_text(
         directory: a saved model with its tokenizer.
         prompt: the text to continue.
         devices: ranks; 1 by default, and under torchrun as many as it started.
-        max_new_tokens: at most so many.
+        max_new_tokens: at most so many; by default 64, or as many as the context leaves.
         sampling: greedy by default.
         dtype: ``auto`` is float32 on CPUs and bfloat16 on GPUs.
         device_type: ``auto`` uses GPUs where there are enough.
@@ -89,9 +90,12 @@ def generate_text(
     config = read_config(directory)
     devices = world_size() if devices is None else devices
     tokenizer = load_tokenizer(directory)
+    ids = _encode(tokenizer, prompt, config)
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(_USUAL_ANSWER, room_for_answer(config, len(ids))))
     request = Request(
         directory=directory,
-        prompt=_encode(tokenizer, prompt, config),
+        prompt=ids,
         max_new_tokens=max_new_tokens,
         sampling=sampling or Sampling(),
         eos_token_ids=read_eos_token_ids(directory),

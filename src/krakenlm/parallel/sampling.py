@@ -32,6 +32,8 @@ class Sampling:
             raise KrakenError(f"--temperature {self.temperature}: needs 0 or more")
         if self.top_k < 0:
             raise KrakenError(f"--top-k {self.top_k}: needs 1 or more, or 0 for all")
+        if not 0 <= self.seed < 1 << 63:
+            raise KrakenError(f"--seed {self.seed}: needs 0 or more and less than 2**63")
         if not 0.0 < self.top_p <= 1.0:
             raise KrakenError(f"--top-p {self.top_p}: needs more than 0 and at most 1")
 

@@ -5,15 +5,14 @@ Unknown keys are refused, and the resolved recipe, every default filled in, is s
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from krakenlm.config import ModelConfig, Rule, derive, model_config, refuse_unknown
+from krakenlm.config import ModelConfig, Rule, derive, model_config
 from krakenlm.errors import KrakenError
-
-_T = TypeVar("_T")
+from krakenlm.strict import check_types, from_plain, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +49,7 @@ class Training:
         log_every: steps between two values of the training loss.
         eval_every: steps between two values of the validation loss; 0 is only at the end.
         eval_batches: batches that a validation loss is taken from.
-        save_every: steps between checkpoints; 0 is only at the end.
+        save_every: steps between checkpoints; 0 is none, so an interrupted run starts over.
         keep_checkpoints: how many to keep.
         tensorboard: also write TensorBoard files.
     """
@@ -79,16 +78,19 @@ class Training:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "eval_batches"):
             _need(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _need("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "1 or more")
         for name in ("sequence_length", "warmup_steps", "eval_every", "save_every", "seed"):
             _need(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _need("learning_rate", self.learning_rate, 0 < self.learning_rate < 10, "above 0, below 10")
+        _need("sequence_length", self.sequence_length, self.sequence_length != 1, "2 or more, or 0")
+        _need("seed", self.seed, self.seed < 1 << 32, "less than 2**32")
         ratio = self.min_learning_rate_ratio
         _need("min_learning_rate_ratio", ratio, 0 <= ratio <= 1, "0 to 1")
         _need("warmup_steps", self.warmup_steps, self.warmup_steps <= self.steps, "at most steps")
-        _need("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _need("weight_decay", self.weight_decay, 0 <= self.weight_decay < 10, "0 to 10")
         _need("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "more than 0")
         for name in ("beta1", "beta2"):
             _need(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 or more, below 1")
@@ -125,7 +127,7 @@ class Recipe:
         }
 
 
-def read_recipe(path: Path, vocab_size_of: Any) -> Recipe:
+def read_recipe(path: Path, vocab_size_of: Callable[[Path], int]) -> Recipe:
     """Read a TOML recipe.
 
     Args:
@@ -142,6 +144,8 @@ def read_recipe(path: Path, vocab_size_of: Any) -> Recipe:
         raise KrakenError(f"{path} is missing: give a recipe, see recipes/") from error
     except IsADirectoryError as error:
         raise KrakenError(f"{path} is a folder: give a recipe file, see recipes/") from error
+    except OSError as error:
+        raise KrakenError(f"cannot read {path}: {error.strerror}: give a recipe file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise KrakenError(f"{path} is not valid TOML: {error}") from error
     try:
@@ -163,15 +167,14 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
     refuse_unknown(fields, known | {"base", "derive"}, " in [model]")
     if base is not None:
         _need("base", base, isinstance(base, str), "a size such as '124M'")
-        config = model_config(base, wiring=fields.pop("wiring", "standard"), **fields)
+        config = model_config(base, wiring=fields.pop("wiring", None), **fields)
     elif derivation is not None:
         config = ModelConfig.from_dict({"wiring": "standard", "num_sublayers": 1, **fields})
     else:
         config = ModelConfig.from_dict(fields)
     if derivation is None:
         return config
-    _need("derive", derivation, isinstance(derivation, dict), "a table with sublayers")
-    wanted = _build(_Derivation, derivation, " in [model.derive]")
+    wanted = from_plain(_Derivation, derivation, "[model.derive]")
     return derive(
         config,
         wanted.sublayers,
@@ -181,7 +184,7 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _resolve(values: Mapping[str, Any], vocab_size_of: Any) -> Recipe:
+def _resolve(values: Mapping[str, Any], vocab_size_of: Callable[[Path], int]) -> Recipe:
     refuse_unknown(values, {"model", "data", "output", "training"})
     for key in ("model", "data", "output", "training"):
         if key not in values:
@@ -196,29 +199,8 @@ def _resolve(values: Mapping[str, Any], vocab_size_of: Any) -> Recipe:
         model=model_from_table(model_table),
         data=data,
         output=Path(values["output"]),
-        training=_build(Training, values["training"], " in [training]"),
+        training=from_plain(Training, values["training"], "[training]"),
     )
-
-
-def _build(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
-    """Make a dataclass of a TOML table, checking names and types."""
-    hints = get_type_hints(cls)
-    refuse_unknown(values, set(hints), where)
-    checked: dict[str, Any] = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if get_origin(hint) is Literal:
-            fits = get_args(hint)
-            _need(name, value, value in fits, "one of " + ", ".join(map(repr, fits)))
-        elif hint is float and type(value) is int:
-            value = float(value)
-        else:
-            _need(name, value, type(value) is hint, f"a value of type {hint.__name__}")
-        checked[name] = value
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.name not in values:
-            raise KrakenError(f"{field.name} is missing{where}")
-    return cls(**checked)
 
 
 def _need(name: str, value: object, holds: bool, what: str) -> None:

@@ -2,23 +2,26 @@
 
 ::
 
-    RUN/recipe.json        the resolved recipe
+    RUN/recipe.json        the resolved recipe, and the sha256 of the tokens it stands for
     RUN/checkpoints/       Trainer's checkpoints; only those marked complete are used
     RUN/history.json       losses over steps
     RUN/model/             the trained model with its tokenizer, once training is over
 """
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from krakenlm.data.manifest import Manifest
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
 from krakenlm.train.recipe import Recipe
 
 _COMPLETE = "complete"
+_DATA = "data_sha256"
 
 
 @dataclass(frozen=True)
@@ -47,36 +50,49 @@ class RunFolder:
         """Whether the model is trained."""
         return self.model.is_dir() and self.history.is_file()
 
-    def claim(self, recipe: Recipe, *, restart: bool) -> None:
-        """Take the folder for this recipe, or refuse one that another recipe made.
+    def claim(self, recipe: Recipe, manifest: Manifest, *, restart: bool) -> None:
+        """Take the folder for this recipe and these tokens, or refuse one that others made.
+
+        Args:
+            recipe: what is to be trained.
+            manifest: of its data; other tokens under the same name make another run.
+            restart: discard the run that is there.
 
         Raises:
             KrakenError: the folder belongs to another recipe, or holds something else.
         """
-        resolved = json.loads(json.dumps(recipe.to_dict()))
+        resolved = json.loads(json.dumps({**recipe.to_dict(), _DATA: _identity(manifest)}))
         file = self.path / "recipe.json"
-        if restart and file.is_file():
-            shutil.rmtree(self.path)
-        if file.is_file():
-            different = _differences(json.loads(file.read_text(encoding="utf-8")), resolved)
-            if different:
+        found = _read_recipe(file)
+        if found is None:
+            if self.path.is_dir() and any(self.path.iterdir()):
                 raise KrakenError(
-                    f"{self.path} holds a run of another recipe ({different}): choose another "
-                    "output, or --restart to discard that run"
+                    f"{self.path} is not empty and holds no run: choose another output"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise KrakenError(f"{self.path} is not empty and holds no run: choose another output")
-        else:
             write_json(file, resolved)
+        elif restart:
+            self._discard()
+            write_json(file, resolved)
+        elif different := _differences(found, resolved):
+            raise KrakenError(
+                f"{self.path} holds a run of another recipe ({different}): choose another "
+                "output, or --restart to discard that run"
+            )
 
     def mark_complete(self, step: int) -> None:
         """Say that the checkpoint of this step is whole."""
         (self.checkpoints / f"checkpoint-{step}" / _COMPLETE).touch()
 
+    def remove_old_checkpoints(self, keep: int) -> None:
+        """Remove all but the newest."""
+        for path in sorted(self._all_checkpoints(), key=step_of)[:-keep]:
+            (path / _COMPLETE).unlink(missing_ok=True)  # first: an interruption leaves half of it
+            shutil.rmtree(path, ignore_errors=True)
+
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
         whole = [path for path in self._all_checkpoints() if (path / _COMPLETE).exists()]
-        return max(whole, key=_step_of, default=None)
+        return max(whole, key=step_of, default=None)
 
     def remove_partial_checkpoints(self) -> None:
         """Remove what an interrupted save left behind."""
@@ -84,11 +100,38 @@ class RunFolder:
             if not (path / _COMPLETE).exists():
                 shutil.rmtree(path, ignore_errors=True)
 
+    def _discard(self) -> None:
+        """Remove what runs put here, and nothing else."""
+        for path in (self.checkpoints, self.model):
+            shutil.rmtree(path, ignore_errors=True)
+        self.history.unlink(missing_ok=True)
+        (self.path / "recipe.json").unlink()
+
     def _all_checkpoints(self) -> list[Path]:
         return [path for path in self.checkpoints.glob("checkpoint-*") if path.is_dir()]
 
 
-def _step_of(checkpoint: Path) -> int:
+def _read_recipe(path: Path) -> dict[str, Any] | None:
+    """What ``claim`` wrote; None where the file is missing or another program's."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    keys = {field.name for field in dataclasses.fields(Recipe)} | {_DATA}
+    return values if isinstance(values, dict) and values.keys() == keys else None
+
+
+def _identity(manifest: Manifest) -> dict[str, str]:
+    """What tells these tokens from others prepared in the same folder."""
+    return {
+        "train": manifest.splits.train.sha256,
+        "validation": manifest.splits.validation.sha256,
+        "tokenizer": manifest.tokenizer.sha256,
+    }
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was taken at."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

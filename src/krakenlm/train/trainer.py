@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -20,19 +21,20 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.utils import logging as transformers_logging
 
 import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
-from krakenlm.config import MODEL_TYPE, ModelConfig
+from krakenlm.config import MODEL_TYPE, ModelConfig, count_parameters
 from krakenlm.console import notes, progress_bar
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import TokenSplit, open_split
 from krakenlm.errors import KrakenError
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.train.recipe import Recipe, Training
-from krakenlm.train.run_folder import RunFolder
+from krakenlm.train.run_folder import RunFolder, step_of
 
 
 class Windows(Dataset[dict[str, torch.Tensor]]):
@@ -63,22 +65,30 @@ def train(recipe: Recipe, *, restart: bool = False) -> RunFolder:
     training_tokens = open_split(recipe.data, "train")
     validation_tokens = open_split(recipe.data, "validation")
     length = _sequence_length(recipe, training_tokens, validation_tokens)
-    _check_extras(recipe.training)
-    run.claim(recipe, restart=restart)
+    _check_machine(recipe.training)
+    run.claim(recipe, training_tokens.manifest, restart=restart)
     if run.finished:
         notes.print(f"{run.path}: trained already, nothing to do")
         return run
+    _introduce(recipe.model)
     transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
-    with _tidy(run), disk_errors(run.path):
-        trainer = _make_trainer(recipe, run, training_tokens, validation_tokens, length)
+    transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
+    display = _Display(recipe.model, recipe.training, length)
+    with disk_errors(run.path), _tidy(run, display):
+        trainer = _make_trainer(recipe, run, training_tokens, validation_tokens, length, display)
         checkpoint = run.last_checkpoint()
         if checkpoint is not None:
+            _check_checkpoint(checkpoint, trainer.model)
             notes.print(f"going on from {checkpoint.name}")
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if recipe.training.eval_every == 0 or recipe.training.steps % recipe.training.eval_every:
+        if checkpoint is not None and step_of(checkpoint) >= recipe.training.steps:
+            trainer.restore(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if not _evaluated_at(trainer, recipe.training.steps):
             trainer.evaluate()
         write_json(run.history, _history(trainer, recipe, length))
         with whole_directory(run.model, replace=True) as folder:
+            trainer.model.config.use_cache = True  # Trainer turned it off for training
             trainer.save_model(str(folder))
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed
     return run
@@ -90,6 +100,7 @@ def _make_trainer(
     training_tokens: TokenSplit,
     validation_tokens: TokenSplit,
     length: int,
+    display: "_Display",
 ) -> "_Trainer":
     settings = recipe.training
     torch.manual_seed(settings.seed)
@@ -111,7 +122,7 @@ def _make_trainer(
         train_dataset=Windows(training_tokens.tokens, length),
         eval_dataset=Windows(validation_tokens.tokens[: batches * length], length),
         processing_class=load_tokenizer(recipe.data / "tokenizer"),
-        callbacks=[_Marker(run), _Display(recipe.model, settings, length)],
+        callbacks=[_Marker(run, settings.keep_checkpoints), display],
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it
     return trainer
@@ -119,8 +130,6 @@ def _make_trainer(
 
 def _arguments(settings: Training, output: Path) -> TrainingArguments:
     use_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    if settings.device == "cuda" and use_cpu:
-        raise KrakenError("device='cuda': this machine has no GPU: use 'auto' or 'cpu'")
     evaluates = settings.eval_every > 0
     return TrainingArguments(
         output_dir=str(output),
@@ -147,7 +156,6 @@ def _arguments(settings: Training, output: Path) -> TrainingArguments:
         prediction_loss_only=True,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or settings.steps,
-        save_total_limit=settings.keep_checkpoints,
         report_to=["tensorboard"] if settings.tensorboard else [],
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
@@ -174,6 +182,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
             if name.endswith(".weight") and "norm" not in name.rsplit(".", 2)[-2]
         ]
 
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and history as they were; ``train`` would take one step more."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_from_checkpoint(str(checkpoint))
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -185,13 +198,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Marker(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint once Trainer has written all of it."""
+    """Marks each checkpoint once Trainer has written all of it, and only then removes old ones."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, keep: int) -> None:
         self._run = run
+        self._keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._run.mark_complete(state.global_step)
+        self._run.remove_old_checkpoints(self._keep)
 
 
 class _Display(TrainerCallback):  # type: ignore[misc]
@@ -234,15 +249,17 @@ class _Display(TrainerCallback):  # type: ignore[misc]
     def stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
 
 @contextmanager
-def _tidy(run: RunFolder) -> Iterator[None]:
+def _tidy(run: RunFolder, display: _Display) -> Iterator[None]:
     """Begin and end without half-written checkpoints, however training ends."""
     run.remove_partial_checkpoints()
     try:
         yield
     finally:
+        display.stop()
         run.remove_partial_checkpoints()
 
 
@@ -267,9 +284,43 @@ def _sequence_length(recipe: Recipe, training: TokenSplit, validation: TokenSpli
     return length
 
 
-def _check_extras(settings: Training) -> None:
+def _check_machine(settings: Training) -> None:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise KrakenError("device='cuda': this machine has no GPU: use 'auto' or 'cpu'")
     if settings.tensorboard and find_spec("tensorboard") is None:
         raise KrakenError("tensorboard=true needs TensorBoard: pip install 'krakenlm[tensorboard]'")
+
+
+def _check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint that was damaged after it was written."""
+    path = checkpoint / "model.safetensors"
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        wrong = [name for name, shape in found.items() if shape != expected.get(name)]
+        problem = f"tensor {wrong[0]} does not fit the model" if wrong else ""
+    except (OSError, SafetensorError) as error:
+        problem = f"damaged or truncated, {error}"
+    if problem:
+        raise KrakenError(
+            f"{path}: {problem}: remove {checkpoint} to go on from an earlier one, or begin anew "
+            "with --restart"
+        )
+
+
+def _introduce(model: ModelConfig) -> None:
+    notes.print(
+        f"{model.wiring} model: {count_parameters(model):,} parameters, "
+        f"{model.num_hidden_layers} layers, hidden_size {model.hidden_size}, "
+        f"{model.num_sublayers} sub-layers"
+    )
+
+
+def _evaluated_at(trainer: _Trainer, step: int) -> bool:
+    return any(
+        "eval_loss" in entry and entry["step"] == step for entry in trainer.state.log_history
+    )
 
 
 def _history(trainer: _Trainer, recipe: Recipe, length: int) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Plain values into dataclasses, strictly: what does not fit is named, never half understood.
+
+Configurations, recipes and manifests are read through here.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from krakenlm.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+def from_plain(cls: type[_T], values: Any, name: str = "") -> _T:
+    """Build the dataclass ``cls`` from a table with exactly its fields, of the right types.
+
+    Tables become dataclasses and lists tuples where the fields say so, at any depth.
+
+    Args:
+        cls: the dataclass.
+        values: what a JSON or TOML reader gave.
+        name: of the table, for messages: ``[training]`` or ``splits.train``.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of another type.
+    """
+    assert dataclasses.is_dataclass(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name or 'the file'} is {values!r}: needs a table of keys and values")
+    hints = get_type_hints(cls)
+    where = f" in {name}" if name else ""
+    refuse_unknown(values, set(hints), where)
+    for field in dataclasses.fields(cls):
+        has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        if not has_default and field.name not in values:
+            raise ConfigError(f"{field.name} is missing{where}")
+    # A table of a recipe is known by its brackets; deeper ones by the way to them.
+    prefix = f"{name}." if name and not name.startswith("[") else ""
+    return cls(**{key: _fitting(hints[key], prefix + key, item) for key, item in values.items()})
+
+
+def check_types(instance: Any) -> None:
+    """Check a frozen dataclass that is being made; an int where a float belongs becomes one.
+
+    Raises:
+        ConfigError: a field's value is of another type, or not one of its literals.
+    """
+    for name, hint in get_type_hints(type(instance)).items():
+        object.__setattr__(instance, name, _fitting(hint, name, getattr(instance, name)))
+
+
+def refuse_unknown(values: Mapping[str, Any], known: AbstractSet[str], where: str = "") -> None:
+    """Raise ``ConfigError`` for the first key of ``values`` that is not ``known``."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {key!r}{where}: {hint}")
+
+
+def _fitting(hint: Any, name: str, value: Any) -> Any:
+    """``value`` as the type ``hint`` wants it."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            fits = ", ".join(map(repr, get_args(hint)))
+            raise ConfigError(f"{name}={value!r}: choose one of {fits}")
+        return value
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        item = get_args(hint)[0]
+        return tuple(_fitting(item, f"{name}[{i}]", each) for i, each in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        return value if isinstance(value, hint) else from_plain(hint, value, name)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not (get_origin(hint) or hint):
+        wanted = getattr(hint, "__name__", hint)
+        raise ConfigError(f"{name}={value!r}: needs a value of type {wanted}")
+    return value

@@ -1,0 +1,67 @@
+"""Fixtures for tests of whole commands: a tiny text, its tokens, a tiny model with a tokenizer."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads, much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """``main`` installs a handler for SIGTERM, which pytest should not keep."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file."""
+    path = tmp_path_factory.mktemp("tiny-text") / "text.txt"
+    path.write_text(tiny.text(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
+    """What ``krakenlm prepare`` makes of it."""
+    from krakenlm.data.tokens import prepare
+
+    out = tmp_path_factory.mktemp("tiny-data") / "data"
+    prepare([tiny_text], f"train:{tiny.VOCABULARY}", out, validation_fraction=0.1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """The folder of a saved, untrained model with the data's tokenizer; not to be changed."""
+    from krakenlm.data.tokenizer import load_tokenizer
+    from krakenlm.integrations.hf import KrakenForCausalLM
+    from krakenlm.integrations.hf_config import KrakenConfig
+
+    folder = tmp_path_factory.mktemp("tiny-model") / "model"
+    torch.manual_seed(0)
+    config = KrakenConfig.from_model_config(tiny.model_config(initializer_range=0.3))
+    KrakenForCausalLM(config).save_pretrained(folder)
+    load_tokenizer(tiny_data).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the model to damage."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))

@@ -1,0 +1,69 @@
+"""The same code on a CUDA device; run with ``pytest -m gpu`` where there is one."""
+
+import pytest
+import torch
+
+from krakenlm.config import WIRINGS
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.parallel.engine import Engine
+from krakenlm.parallel.launch import Rank, launch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PROMPT = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def saved(directory, wiring: str) -> KrakenForCausalLM:
+    torch.manual_seed(0)
+    model = KrakenForCausalLM(
+        KrakenConfig(
+            wiring=wiring, num_sublayers=2, hidden_size=24, num_hidden_layers=3,
+            heads_per_sublayer=4, vocab_size=61, max_position_embeddings=48, bias=True,
+        )
+    ).eval()  # fmt: skip
+    model.save_pretrained(directory)
+    return model
+
+
+def answer(rank: Rank, directory) -> None:
+    engine = Engine.load(directory, rank, torch.float32)
+    logits = engine.logits(PROMPT.to(rank.device))
+    rank.emit((rank.device.type, logits.cpu().tolist()))
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_logits_equal_the_cpus(wiring, tmp_path):
+    model = saved(tmp_path, wiring)
+    heard = []
+    launch(answer, [tmp_path], devices=1, on_message=heard.append, device_type="cuda")
+    ((device, logits),) = heard
+    assert device == "cuda"
+    with torch.no_grad():
+        wanted = model(PROMPT).logits
+    torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_bfloat16_training_step_is_finite(wiring, tmp_path):
+    model = saved(tmp_path, wiring).cuda().train()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = model(PROMPT.cuda(), labels=PROMPT.cuda()).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_two_gpus_over_nccl_equal_one_cpu(wiring, tmp_path):
+    model = saved(tmp_path, wiring)
+    heard = []
+    launch(answer, [tmp_path], devices=2, on_message=heard.append, device_type="cuda")
+    with torch.no_grad():
+        wanted = model(PROMPT).logits
+    for _, logits in heard:
+        torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)

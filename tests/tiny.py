@@ -1,0 +1,91 @@
+"""A text, a model and a recipe so small that whole commands run in a moment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krakenlm.cli import main
+from krakenlm.config import ModelConfig
+
+VOCABULARY = 300
+CONTEXT = 32
+
+
+def text(lines: int = 600) -> str:
+    """Regular enough that a tiny model learns from it within a few steps."""
+    return "".join(
+        f"Line {i}: {'été and 🦊 ' * (i % 4)}end of line {i % 7}.\n" for i in range(lines)
+    )
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    """A 2-way Kraken of a few thousand parameters, or what ``changes`` make of it."""
+    values: dict[str, Any] = {
+        "num_sublayers": 2,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "heads_per_sublayer": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+def recipe_text(data: Path, output: Path, *, model: str = "", **training: Any) -> str:
+    """A recipe; ``training`` overrides or adds entries of its table."""
+    table = {
+        "steps": 8,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "log_every": 1,
+        "precision": "float32",
+        "device": "cpu",
+        **training,
+    }
+    model = model or (
+        "num_sublayers = 2\nhidden_size = 16\nnum_hidden_layers = 2\nheads_per_sublayer = 2\n"
+        f"max_position_embeddings = {CONTEXT}\n"
+    )
+    return f'data = "{data}"\noutput = "{output}"\n[model]\n{model}\n[training]\n' + "".join(
+        f"{key} = {_toml(value)}\n" for key, value in table.items()
+    )
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines that are errors; everything else on standard error is progress or a note."""
+        return [line for line in self.err.splitlines() if line.startswith("krakenlm:")]
+
+
+def call(capfd: pytest.CaptureFixture[str], *arguments: Any) -> Outcome:
+    """Run one command in this process."""
+    capfd.readouterr()
+    code: Any = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as leave:
+        code = leave.code or 0
+    captured = capfd.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, hidden entries included: contents of files, None for folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }

@@ -1,0 +1,158 @@
+"""Outputs appear whole or not at all, and what was there stays until they do."""
+
+import errno
+import stat
+from pathlib import Path
+
+import pytest
+
+import tiny
+from krakenlm import files
+from krakenlm.errors import KrakenError
+from krakenlm.files import disk_errors, whole_directory, whole_file, write_json, write_whole
+
+
+class Stop(BaseException):
+    """Like KeyboardInterrupt, no Exception."""
+
+
+def test_a_directory_appears_at_the_end_of_the_block(tmp_path):
+    target = tmp_path / "a" / "out"
+    with whole_directory(target) as folder:
+        (folder / "file").write_text("text")
+        assert folder.parent == target.parent and not target.exists()
+    assert tiny.snapshot(tmp_path) == {"a": None, "a/out": None, "a/out/file": b"text"}
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, ValueError, KrakenError])
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_exception_leaves_everything_as_it_was(tmp_path, error, exists):
+    target = tmp_path / "out"
+    if exists:
+        target.mkdir()
+        (target / "old").write_text("old")
+    before = tiny.snapshot(tmp_path)
+    with pytest.raises(error), whole_directory(target, replace=True) as folder:
+        (folder / "file").write_text("text")
+        raise error
+    assert tiny.snapshot(tmp_path) == before
+
+
+def test_what_is_there_is_replaced_only_when_asked(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(KrakenError, match="exists already"), whole_directory(target):
+        pytest.fail("the block must not run")
+    with whole_directory(target, replace=True) as folder:
+        (folder / "new").write_text("new")
+    assert tiny.snapshot(tmp_path) == {"out": None, "out/new": b"new"}
+
+
+def test_an_empty_directory_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    with whole_directory(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+    assert tiny.snapshot(tmp_path) == {"out": None, "out/new": b"new"}
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interruption_between_old_and_new_keeps_the_old(tmp_path, monkeypatch, call):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    before = tiny.snapshot(tmp_path)
+    calls = []
+    rename = Path.replace
+
+    def interrupted(self, other):
+        calls.append(other)
+        if len(calls) == call:
+            raise Stop
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(Stop), whole_directory(target, replace=True) as folder:
+        (folder / "new").write_text("new")
+    assert tiny.snapshot(tmp_path) == before
+
+
+def test_an_interruption_while_the_old_is_removed_keeps_the_new(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def interrupted(path):
+        raise Stop
+
+    monkeypatch.setattr(files, "_remove", interrupted)
+    with pytest.raises(Stop), whole_directory(target, replace=True) as folder:
+        (folder / "new").write_text("new")
+    assert tiny.snapshot(tmp_path) == {"out": None, "out/new": b"new"}
+
+
+@pytest.mark.parametrize("error", [Stop, ValueError])
+def test_a_file_is_old_or_new(tmp_path, error):
+    target = tmp_path / "picture.png"
+    target.write_text("old")
+    with pytest.raises(error), whole_file(target) as partial:
+        assert partial.suffix == ".png"
+        partial.write_text("half")
+        assert target.read_text() == "old"
+        raise error
+    assert tiny.snapshot(tmp_path) == {"picture.png": b"old"}
+    with whole_file(target) as partial:
+        partial.write_text("new")
+    assert tiny.snapshot(tmp_path) == {"picture.png": b"new"}
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
+def test_text_and_json(tmp_path):
+    write_whole(tmp_path / "a" / "text", "été\n")
+    write_json(tmp_path / "a" / "values.json", {"b": [1, 2]})
+    assert tiny.snapshot(tmp_path) == {
+        "a": None,
+        "a/text": "été\n".encode(),
+        "a/values.json": b'{\n  "b": [\n    1,\n    2\n  ]\n}\n',
+    }
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a" / "values.json", object())
+    assert len(tiny.snapshot(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "x"), "no space left"),
+        (OSError(errno.EDQUOT, "x"), "quota"),
+        (PermissionError(errno.EACCES, "x"), "permission denied"),
+        (OSError(errno.EROFS, "x"), "read-only"),
+        (NotADirectoryError(errno.ENOTDIR, "x"), "is a file"),
+        (Exception("I/O error: No space left on device (os error 28)"), "no space left"),
+        (RuntimeError("[enforce fail at x.cc:1] . unexpected pos 64 vs 0"), "no space left"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "no space left"),
+    ],
+)
+def test_refusals_to_write_are_for_people(tmp_path, error, said):
+    with pytest.raises(KrakenError, match=said) as caught, disk_errors(tmp_path / "out"):
+        raise error
+    assert str(tmp_path / "out") in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "x"),
+        RuntimeError("PytorchStreamReader failed reading zip archive"),
+        ValueError("position 3 vs 4"),
+        KrakenError("said already"),
+        Stop(),
+    ],
+    ids=repr,
+)
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
+        raise error
+    assert caught.value is error
