@@ -222,7 +222,6 @@ def test_a_killed_rank_ends_the_whole_command(start, long_model):
     assert said.startswith("krakenlm: RuntimeError: krakenlm rank 1 was killed by signal 9")
 
 
-@pytest.mark.xfail(reason="launch.py: a rank that is importing prints KeyboardInterrupt's trace")
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_ctrl_c_while_the_ranks_start(start, long_model, seconds):
     """The ranks are busy importing: they end without a word all the same."""

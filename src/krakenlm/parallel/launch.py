@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -140,13 +141,25 @@ def _start_processes(
                     args=(worker, arguments, index, devices, device_type, meeting_point, writer),
                     name=f"krakenlm rank {index}",
                 )
-                process.start()
+                with _ctrl_c_held_back():
+                    process.start()
                 writer.close()
                 processes.append(process)
                 readers.append(reader)
             _listen(processes, readers, on_message)
         finally:
             _end(processes)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes started meanwhile inherit the hold: importing, they would print a traceback."""
+    resource_tracker.ensure_running()  # starting it later would lift the hold
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _listen(processes: list[BaseProcess], readers: list[Connection], on_message: OnMessage) -> None:
@@ -219,6 +232,7 @@ def _child(
 ) -> None:
     # A rank writes no files, so Ctrl-C may end it on the spot; the parent tidies up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with_parent()
     try:
         torch.set_num_threads(threads_per_rank(size))
