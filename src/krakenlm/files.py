@@ -72,7 +72,12 @@ def write_whole(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
-    write_whole(target, json.dumps(value, indent=2) + "\n")
+    write_whole(target, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """``value`` as the indented JSON of all our files."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def perplexity(
 
     from krakenlm.console import results
     from krakenlm.eval.perplexity import perplexity as measure
-    from krakenlm.files import whole_file, write_json
+    from krakenlm.files import as_json, whole_file
 
     with ExitStack() as stack:
         # Where the file cannot be written is said before the measurement, not after it.
@@ -39,12 +39,13 @@ def perplexity(
         result = measure(
             model, data, batch_size=batch_size, device=device, window=window, split=split
         )
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_row("loss", f"{result.loss:.4f}", "nats per token")
+        table.add_row("perplexity", f"{result.perplexity:.2f}", "per token")
+        table.add_row("bits per byte", f"{result.bits_per_byte:.4f}", "")
+        table.add_row("tokens", f"{result.tokens:,}", f"predicted in windows of {result.window}")
+        table.add_row("bytes", f"{result.bytes:,}", "of UTF-8 text")
+        results.print(table)  # before the file: a disk that is full by now costs no measurement
         if file is not None:
-            write_json(file, {"model": str(model), "data": str(data), **result.to_json()})
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("loss", f"{result.loss:.4f}", "nats per token")
-    table.add_row("perplexity", f"{result.perplexity:.2f}", "per token")
-    table.add_row("bits per byte", f"{result.bits_per_byte:.4f}", "")
-    table.add_row("tokens", f"{result.tokens:,}", f"predicted in windows of {result.window}")
-    table.add_row("bytes", f"{result.bytes:,}", "of UTF-8 text")
-    results.print(table)
+            values = {"model": str(model), "data": str(data), **result.to_json()}
+            file.write_text(as_json(values), encoding="utf-8")

@@ -143,8 +143,8 @@ def _start_processes(
                 )
                 with _ctrl_c_held_back():
                     process.start()
+                    processes.append(process)
                 writer.close()
-                processes.append(process)
                 readers.append(reader)
             _listen(processes, readers, on_message)
         finally:
