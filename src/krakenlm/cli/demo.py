@@ -17,7 +17,7 @@ def demo(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 400,
 ) -> None:
     """Train a Kraken and its twin, split them over two processes, time them, write a report."""
     from krakenlm.console import results

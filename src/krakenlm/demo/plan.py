@@ -15,16 +15,16 @@ class Plan:
 
     Attributes:
         out: the demo's folder.
-        steps: training steps of each model; 8 sequences of 256 tokens each.
+        steps: training steps of each model; 4 sequences of 256 tokens each.
         vocab_size: entries of the tokenizer.
         repetitions: rounds of the latency measurement.
         prompt_tokens: length of its prompt.
     """
 
     out: Path
-    steps: int = 300
+    steps: int = 400
     vocab_size: int = 4096
-    repetitions: int = 20
+    repetitions: int = 60
     prompt_tokens: int = 192
 
     @property
@@ -66,11 +66,12 @@ class Plan:
             output=self.run(wiring),
             training=Training(
                 steps=self.steps,
-                batch_size=8,
+                batch_size=4,
                 learning_rate=2e-3,
                 warmup_steps=min(30, self.steps),
                 log_every=min(10, self.steps),
                 eval_every=max(1, self.steps // 5),
+                eval_batches=16,
                 save_every=max(1, self.steps // 3),
                 device="auto",
             ),

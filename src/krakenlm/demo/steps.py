@@ -27,7 +27,7 @@ from krakenlm.train.trainer import train
 
 TRAINED: tuple[WiringName, ...] = ("kraken", "standard")
 # Enough validation text for a steady number, little enough to score in seconds.
-_VALIDATION_BYTES = 400_000
+_VALIDATION_BYTES = 250_000
 _MADE_BY_DEMO = {
     "data",
     "runs",
