@@ -144,7 +144,7 @@ def _page(findings: Findings, histories: dict[str, Any], pictures: dict[str, Pat
     return _PAGE.substitute(
         tokens=f"{manifest.splits.train.tokens:,}",
         seen=f"{_tokens_seen(histories['kraken']):,}",
-        sources=f"{len(manifest.sources):,}",
+        sources=f"{len(manifest.sources):,} file{'s' if len(manifest.sources) > 1 else ''}",
         vocabulary=f"{manifest.vocab_size:,}",
         scores=_html_table(
             ("model", "parameters", "loss", "perplexity", "bits per byte"), _score_rows(findings)
@@ -199,7 +199,7 @@ _PAGE = Template("""<!doctype html>
 </style>
 <h1>One text, two models, two processes</h1>
 <p>A 2-way Kraken model and a GPT-2-style model with as many parameters were trained on the same
-$seen tokens of $sources files ($tokens tokens in all, a byte-level BPE of $vocabulary entries),
+$seen tokens of $sources ($tokens tokens in all, a byte-level BPE of $vocabulary entries),
 then the models were split over two processes and timed against each other.</p>
 
 <h2>Quality</h2>
