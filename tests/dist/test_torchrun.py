@@ -5,17 +5,17 @@ import sys
 
 import pytest
 
+from krakenlm.parallel.generation import generate_text
+
 pytestmark = pytest.mark.dist
 
 
-def generate(arguments: list[str], launcher: list[str]) -> str:
-    command = [sys.executable, "-m", *launcher, "generate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
-
-
-def test_torchrun_prints_what_our_own_processes_print(tiny_model):
-    arguments = [str(tiny_model), "--prompt", "the", "--max-new-tokens", "8"]
+def test_two_ranks_of_torchrun_print_what_one_process_prints(tiny_model, capsys):
+    generate_text(tiny_model, "the", devices=1, max_new_tokens=8)
+    alone = capsys.readouterr().out
+    assert alone.startswith("the")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "krakenlm"]
-    own = generate([*arguments, "--devices", "2"], ["krakenlm"])
-    assert own.startswith("the")
-    assert generate(arguments, torchrun) == own
+    arguments = ["generate", str(tiny_model), "--prompt", "the", "--max-new-tokens", "8"]
+    command = [sys.executable, "-m", *torchrun, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert run.stdout == alone

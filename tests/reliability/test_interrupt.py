@@ -184,7 +184,12 @@ def test_ctrl_c_while_the_demo_trains(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+    ],
+    ids=["SIGINT", "SIGTERM"],
 )
 def test_a_signal_while_training_and_saving(start, tmp_path, tiny_data, number, code):
     running = training(start, tmp_path, tiny_data)
@@ -200,7 +205,7 @@ def test_a_signal_while_training_and_saving(start, tmp_path, tiny_data, number, 
     ("number", "code", "said"),
     [
         (signal.SIGINT, 130, INTERRUPTED),
-        (signal.SIGTERM, 143, ""),
+        pytest.param(signal.SIGTERM, 143, "", marks=pytest.mark.slow),
     ],
     ids=["SIGINT", "SIGTERM"],
 )
@@ -222,7 +227,7 @@ def test_a_killed_rank_ends_the_whole_command(start, long_model):
     assert said.startswith("krakenlm: RuntimeError: krakenlm rank 1 was killed by signal 9")
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_ctrl_c_while_the_ranks_start(start, long_model, seconds):
     """The ranks are busy importing: they end without a word all the same."""
     running = start("generate", long_model, "--prompt", "Line", "--devices", 2)
