@@ -183,10 +183,11 @@ def test_ctrl_c_while_the_demo_trains(start, tmp_path):
     assert not (tmp_path / "demo" / "runs" / "kraken" / "model").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
     ],
     ids=["SIGINT", "SIGTERM"],
@@ -216,6 +217,7 @@ def test_a_signal_while_two_ranks_generate(start, long_model, number, code, said
     assert running.messages == [said]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_whole_command(start, long_model):
     running = generating(start, long_model)
     _, second = sorted(running.ranks(), key=lambda rank: (rank.create_time(), rank.pid))
@@ -227,7 +229,8 @@ def test_a_killed_rank_ends_the_whole_command(start, long_model):
     assert said.startswith("krakenlm: RuntimeError: krakenlm rank 1 was killed by signal 9")
 
 
-@pytest.mark.parametrize("seconds", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_ctrl_c_while_the_ranks_start(start, long_model, seconds):
     """The ranks are busy importing: they end without a word all the same."""
     running = start("generate", long_model, "--prompt", "Line", "--devices", 2)

@@ -754,6 +754,7 @@ def test_prepare_train_perplexity_generate(cli, tmp_path, tiny_text):
 
 
 @pytest.mark.dist
+@pytest.mark.slow  # tests/dist compares tokens and logits on 1 to 4 ranks
 def test_generate_on_two_devices_gives_the_same_text(cli, tiny_model):
     arguments = ("generate", tiny_model, "--prompt", "Line 1", "--max-new-tokens", 12)
     one, two = cli(*arguments), cli(*arguments, "--devices", 2)
