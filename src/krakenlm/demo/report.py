@@ -4,6 +4,7 @@ import base64
 import html
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -34,7 +35,7 @@ class Findings:
     latency: LatencyReport
     timelines: dict[str, list[Event]]
 
-    @property
+    @cached_property
     def histories(self) -> dict[str, Any]:
         """Losses of the trained models, by wiring."""
         return {w: json.loads(run.history.read_text("utf-8")) for w, run in self.runs.items()}
