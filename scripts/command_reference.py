@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from typer import Typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from krakenlm.cli.main import app
@@ -26,9 +27,18 @@ _VALUES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 def commands() -> dict[str, Callable[..., Any]]:
-    """Every registered command's function by its name."""
+    """Every registered command's function by its name; a group's name stands before it."""
+    found = _commands_of(app)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        name = group.name or group.typer_instance.info.name
+        found |= {f"{name} {c}": f for c, f in _commands_of(group.typer_instance).items()}
+    return found
+
+
+def _commands_of(typer_app: Typer) -> dict[str, Callable[..., Any]]:
     found = {}
-    for command in app.registered_commands:
+    for command in typer_app.registered_commands:
         assert command.callback is not None
         found[command.name or command.callback.__name__.replace("_", "-")] = command.callback
     return found

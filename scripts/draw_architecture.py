@@ -117,6 +117,9 @@ class _Block:
         self._schedule = schedule
         self._number = index + 1
 
+    def keep(self, x: _Streams) -> _Streams:
+        return x
+
     def attend(self, x: _Streams) -> _Streams:
         self._schedule.work("attention", f"A{self._number}", ATTENTION)
         return x
@@ -163,7 +166,10 @@ def simulate(
         return y
 
     x: Any = _Streams()
-    WIRING_FUNCTIONS[wiring](blocks, x, reducer, join)
+    steps: Any = WIRING_FUNCTIONS[wiring](blocks, x, reducer, join)
+    step = next(steps)
+    while isinstance(step, _Pending):
+        step = steps.send(step.wait())
     return schedule
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 Table = Callable[[], str]
 
-_MARKED = re.compile(r"(<!-- table:(?P<name>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"(<!-- table:(?P<name>\S+(?: \S+)*) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL
+)
 
 
 def filled(text: str, tables: Mapping[str, Table]) -> str:

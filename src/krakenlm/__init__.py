@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from krakenlm.errors import KrakenError
     from krakenlm.integrations.hf import KrakenForCausalLM
     from krakenlm.integrations.hf_config import KrakenConfig
+    from krakenlm.parallel.engine import EngineOptions
+    from krakenlm.parallel.sampling import Sampling
+    from krakenlm.parallel.texts import generate
 
 _HOME = {
     "ModelConfig": "krakenlm.config",
@@ -23,13 +26,19 @@ _HOME = {
     "KrakenError": "krakenlm.errors",
     "KrakenConfig": "krakenlm.integrations.hf_config",
     "KrakenForCausalLM": "krakenlm.integrations.hf",
+    "EngineOptions": "krakenlm.parallel.engine",
+    "Sampling": "krakenlm.parallel.sampling",
+    "generate": "krakenlm.parallel.texts",
 }
 __all__ = [
+    "EngineOptions",
     "KrakenConfig",
     "KrakenError",
     "KrakenForCausalLM",
     "ModelConfig",
+    "Sampling",
     "derive",
+    "generate",
     "model_config",
 ]
 

@@ -1,17 +1,18 @@
 """One model on 1, 2, 3 and 4 gloo ranks: the same logits and the same tokens."""
 
+import itertools
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from krakenlm.integrations.hf import KrakenForCausalLM
-from krakenlm.integrations.hf_config import KrakenConfig
-from krakenlm.parallel.engine import Engine
+from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
+from krakenlm.parallel.sampling import Sampling
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("one_thread")]
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 61, "max_position_embeddings": 48}
 MODELS = {
@@ -40,15 +41,38 @@ MODELS = {
         "wiring": "ladder", "num_sublayers": 1, "heads_per_sublayer": 6, "norm": "rmsnorm",
     },
 }  # fmt: skip
+# Too few sub-layers for 4 ranks, so that some share one.
+SHARED = {
+    "kraken 2": {"wiring": "kraken", "num_sublayers": 2, "heads_per_sublayer": 4},
+    "kraken 2, every option": {
+        "wiring": "kraken", "num_sublayers": 2, "heads_per_sublayer": 6, "kv_heads_per_sublayer": 3,
+        "head_dim": 4, "ffn_dim": 21, "position": "rope", "activation": "swiglu", "bias": True,
+        "tie_word_embeddings": False,
+    },
+}  # fmt: skip
 PROMPT = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(3))
-NEW_TOKENS = 16
+PROMPTS = [PROMPT[0].tolist(), PROMPT[1, :4].tolist(), [7]]
+NEW_TOKENS = 10
+SAMPLINGS = [
+    Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=5),
+    Sampling(temperature=0.9, top_p=0.9, seed=6),
+    Sampling(temperature=0.9, top_k=20, seed=7),
+    Sampling(temperature=0.9, seed=8),
+]
+# Each model is sampled in one of these ways.
+SAMPLING_OF = dict(zip([*MODELS, *SHARED], itertools.cycle(SAMPLINGS)))
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, tuple[Path, KrakenForCausalLM]]:
+def models(tmp_path_factory) -> dict[str, tuple[Path, Any]]:
+    """A folder and Transformers' model of each."""
+    # Not above: ranks import this file too, and Transformers takes each of them seconds.
+    from krakenlm.integrations.hf import KrakenForCausalLM
+    from krakenlm.integrations.hf_config import KrakenConfig
+
     torch.manual_seed(0)
     made = {}
-    for name, fields in MODELS.items():
+    for name, fields in (MODELS | SHARED).items():
         model = KrakenForCausalLM(KrakenConfig(**SMALL, **fields)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -58,40 +82,101 @@ def models(tmp_path_factory) -> dict[str, tuple[Path, KrakenForCausalLM]]:
     return made
 
 
+@pytest.fixture(scope="module")
+def sampled(models) -> dict[str, list[list[int]]]:
+    """What one rank draws."""
+    alone = Rank(0, 1, torch.device("cpu"), lambda message: None)
+    return {
+        name: tokens(Engine.load(directory, alone, torch.float32), SAMPLING_OF[name])
+        for name, (directory, _) in models.items()
+    }
+
+
+def variants(devices: int) -> dict[str, dict[str, EngineOptions]]:
+    """Ways to run each model on so many ranks."""
+    plain = {"as it comes": EngineOptions()}
+    if devices <= 2:
+        plain["in chunks"] = EngineOptions(prefill_chunks=2)
+    runs = {name: dict(plain) for name in MODELS}
+    if devices == 2:
+        runs["kraken 4"]["uneven"] = EngineOptions(placement=(3, 1))
+        runs["kraken 4"]["measured"] = EngineOptions(placement="auto")
+        runs["standard"]["uneven"] = EngineOptions(placement=(1, 3))
+        runs["ladder"]["measured"] = EngineOptions(placement="auto")
+    if devices <= 2:
+        runs |= {name: dict(plain) for name in SHARED}
+    if devices in (2, 4):
+        for name in SHARED:
+            runs.setdefault(name, {})["sub-layers shared"] = EngineOptions(tensor_parallel=2)
+    if devices == 4:
+        in_chunks = EngineOptions(tensor_parallel=2, prefill_chunks=3, transport="sockets")
+        runs["kraken 2, every option"]["shared, in chunks, by sockets"] = in_chunks
+    return runs
+
+
+def tokens(engine: Engine, sampling: Sampling) -> list[list[int]]:
+    steps = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, sampling=sampling)
+    return [list(row) for row in zip(*steps, strict=True)]
+
+
 def answer(rank: Rank, directories: dict[str, Path]) -> None:
-    for name, directory in directories.items():
-        engine = Engine.load(directory, rank, torch.float32)
-        logits = engine.logits(PROMPT)
-        tokens = list(engine.generate(PROMPT, max_new_tokens=NEW_TOKENS))
-        rank.emit((name, rank.index, logits.tolist(), tokens))
+    for name, options_by_variant in variants(rank.size).items():
+        for variant, options in options_by_variant.items():
+            engine = Engine.load(directories[name], rank, torch.float32, options)
+            rank.emit(
+                (
+                    (name, variant, rank.index),
+                    engine.logits(PROMPT).tolist(),
+                    tokens(engine, Sampling()),
+                    tokens(engine, SAMPLING_OF[name]),
+                )
+            )
+
+
+def greedy(model, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),  # otherwise token 0 is taken for padding
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return found[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
-def test_logits_and_greedy_tokens_do_not_depend_on_the_number_of_devices(models, devices):
+def test_logits_and_tokens_do_not_depend_on_the_devices_or_how_they_are_used(
+    models, sampled, devices
+):
     heard = {}
-
-    def hear(message):
-        name, rank, logits, tokens = message
-        heard[name, rank] = (torch.tensor(logits), tokens)
-
     directories = {name: directory for name, (directory, _) in models.items()}
-    launch(answer, [directories], devices=devices, on_message=hear, device_type="cpu")
-    assert heard.keys() == {(name, rank) for name in MODELS for rank in range(devices)}
-    for name, (_, model) in models.items():
+    launch(
+        answer,
+        [directories],
+        devices=devices,
+        on_message=lambda message: heard.update({message[0]: message[1:]}),
+        device_type="cpu",
+    )
+    assert heard.keys() == {
+        (name, variant, rank)
+        for name, options_by_variant in variants(devices).items()
+        for variant in options_by_variant
+        for rank in range(devices)
+    }
+    for name in variants(devices):
+        _, model = models[name]
         with torch.no_grad():
             wanted = model(PROMPT).logits
-        tokens = model.generate(
-            PROMPT,
-            attention_mask=torch.ones_like(PROMPT),  # otherwise token 0 is taken for padding
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        for rank in range(devices):
-            logits, answered = heard[name, rank]
-            torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0, msg=partial(_say, name))
-            assert torch.tensor(answered).T.tolist() == tokens[:, PROMPT.shape[1] :].tolist(), name
+        likeliest = [greedy(model, prompt) for prompt in PROMPTS]
+        for (named, *run), (logits, answered, drawn) in heard.items():
+            if named != name:
+                continue
+            say = partial(_say, f"{name} {run}")
+            torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-5, rtol=0, msg=say)
+            assert answered == likeliest, (name, run)
+            assert drawn == sampled[name], (name, run)
 
 
-def _say(name: str, message: str) -> str:
-    return f"{name}: {message}"
+def _say(run: str, message: str) -> str:
+    return f"{run}: {message}"

@@ -12,7 +12,8 @@ import torch
 from torch import distributed as dist
 
 from krakenlm.errors import KrakenError
-from krakenlm.parallel.launch import Rank, launch, threads_per_rank
+from krakenlm.parallel.cores import threads_per_rank
+from krakenlm.parallel.launch import Rank, launch
 
 pytestmark = pytest.mark.dist
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from krakenlm.config import ModelConfig
-from krakenlm.parallel.engine import Engine
+from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.trace import Event, Recorder, RecordingReducer
 
@@ -31,6 +31,9 @@ class LateBlock:
     def __init__(self, block):
         self._block = block
 
+    def keep(self, x):
+        return self._block.keep(x)
+
     def _late(self, function, x):
         y = function(x)
         time.sleep(DELAY)
@@ -47,30 +50,45 @@ class LateBlock:
 
 
 def record(rank: Rank, configs: dict[str, ModelConfig]) -> None:
-    torch.manual_seed(0)
-    for name, config in configs.items():
-        engine = Engine.random(config, rank, torch.float32)
-        recorder = Recorder(rank.index)
-        engine.reducer = RecordingReducer(recorder)
-        engine.hidden(torch.ones(1, 8, dtype=torch.long))  # connects the ranks
+    # gloo tells when a sum is complete, other transports only when it has been awaited.
+    runs = [("process-group", name) for name in configs] + [("shared-memory", "kraken")]
+    for transport, name in runs:
+        options = EngineOptions(transport=transport)
+        events = recorded(Engine.random(configs[name], rank, torch.float32, options))
+        if rank.index == 0:
+            rank.emit(((transport, name), events))
+
+
+def recorded(engine: Engine) -> list[Event]:
+    """The events of one prefill, the second rank being late everywhere."""
+    recorder = Recorder(engine.rank.index)
+
+    def wrap(index, block):
+        block = LateBlock(block) if engine.rank.index == 1 else block
+        return recorder.wrap(index, block)
+
+    streams = RecordingReducer(recorder, engine.connections.streams)
+    engine = engine.with_connections(engine.connections._replace(streams=streams))
+    with engine.session([[1] * 8], 1) as session:
+        session.prefill()  # connects the ranks
         torch.distributed.barrier()
         recorder.events.clear()
-
-        def wrap(index, block, recorder=recorder):
-            block = LateBlock(block) if rank.index == 1 else block
-            return recorder.wrap(index, block)
-
-        engine.hidden(torch.ones(1, 8, dtype=torch.long), wrap=wrap)
-        torch.distributed.barrier()
-        if rank.index == 0:
-            rank.emit((name, recorder.events))
+        session.prefill(wrap=wrap)
+    torch.distributed.barrier()
+    return recorder.events
 
 
 @pytest.fixture(scope="module")
-def events() -> dict[str, list[Event]]:
-    heard: dict[str, list[Event]] = {}
+def all_events() -> dict[tuple[str, str], list[Event]]:
+    heard: dict[tuple[str, str], list[Event]] = {}
     launch(record, [CONFIGS], devices=2, on_message=lambda m: heard.update([m]), device_type="cpu")
     return heard
+
+
+@pytest.fixture(scope="module")
+def events(all_events) -> dict[str, list[Event]]:
+    """Those over gloo, by wiring."""
+    return {name: found for (by, name), found in all_events.items() if by == "process-group"}
 
 
 def named(events: list[Event], name: str) -> list[Event]:
@@ -108,3 +126,12 @@ def test_standard_and_parallel_compute_nothing_meanwhile(events, wiring, number)
         # The late rank makes every wait long, and no block runs within one.
         assert not any(block.start < wait.end and wait.start < block.end for block in compute)
     assert sum(wait.end - wait.start for wait in waits) > 0.5 * DELAY * len(waits)
+
+
+def test_a_sum_whose_completion_nobody_tells_ends_with_its_wait(all_events):
+    found = all_events["shared-memory", "kraken"]
+    allreduces, waits = named(found, "AllReduce"), named(found, "wait")
+    assert len(allreduces) == len(waits) == LAYERS
+    for allreduce, wait in zip(allreduces, waits, strict=True):
+        assert allreduce.start <= wait.start
+        assert 0 <= allreduce.end - wait.end < 0.5 * DELAY

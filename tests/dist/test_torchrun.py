@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-from krakenlm.parallel.generation import generate_text
+from krakenlm.parallel.generation import Ranks
+from krakenlm.parallel.texts import print_answer
 
 pytestmark = pytest.mark.dist
 
 
 def test_two_ranks_of_torchrun_print_what_one_process_prints(tiny_model, capsys):
-    generate_text(tiny_model, "the", devices=1, max_new_tokens=8)
+    print_answer(tiny_model, "the", ranks=Ranks(1), show_stats=False, max_new_tokens=8)
     alone = capsys.readouterr().out
     assert alone.startswith("the")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "krakenlm"]

@@ -1,22 +1,40 @@
-"""Results are typed and say where they come from; pictures are drawn from them alone."""
+"""Results are typed and say where they come from; tables and pictures are drawn from them alone."""
 
 import importlib
+import io
 import json
 import statistics
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
-from krakenlm.bench import figures, first_token, results
-from krakenlm.bench.figures import draw_latencies, draw_losses, draw_timelines
-from krakenlm.bench.results import Environment, LatencyReport, Quantiles, WiringLatency
+import tiny
+from krakenlm.bench import environment as environment_module
+from krakenlm.bench import figures
+from krakenlm.bench.breakdown import Stopwatch, measure_breakdown
+from krakenlm.bench.chrome_trace import chrome_trace
+from krakenlm.bench.environment import Environment
+from krakenlm.bench.figures import draw_breakdowns, draw_latencies, draw_losses, draw_timelines
+from krakenlm.bench.models import Contender, contenders
+from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency, Quantiles
+from krakenlm.bench.runner import Runner, Timing, interleaved
+from krakenlm.bench.summary import Facts, hidden_share, hideable_share, summarise
+from krakenlm.bench.tables import breakdown_table, latency_table
+from krakenlm.config import count_parameters, derive, model_config
 from krakenlm.errors import KrakenError
+from krakenlm.parallel.engine import Engine
+from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.trace import Event
 
 WIRINGS = ("standard", "parallel", "ladder", "kraken")
+VERSION_1 = Path(__file__).parents[2] / "docs/results/demo-openwebtext/results.json"
 
 
 def environment() -> Environment:
@@ -26,25 +44,76 @@ def environment() -> Environment:
     )  # fmt: skip
 
 
-def made_up() -> LatencyReport:
-    def latency(wiring: str, milliseconds: float) -> WiringLatency:
-        return WiringLatency(
+def around(milliseconds: float) -> Quantiles:
+    return Quantiles(median=milliseconds, p10=0.9 * milliseconds, p90=1.5 * milliseconds)
+
+
+def made_up(**changes: Any) -> LatencyReport:
+    def latency(wiring: str, milliseconds: float) -> ModelLatency:
+        return ModelLatency(
             wiring=wiring,
+            label=wiring,
             parameters=1000,
-            ttft_ms=Quantiles(median=milliseconds, p10=0.9 * milliseconds, p90=1.5 * milliseconds),
+            prefill_chunks=1,
+            units=(1, 1),
+            ttft_ms=around(milliseconds),
             no_comm_ttft_ms=Quantiles(median=4.0, p10=3.0, p90=5.0),
+            tpot_ms=around(milliseconds / 10),
+            no_comm_tpot_ms=around(0.4),
+            latency_ms=around(2 * milliseconds),
+            allreduces=24,
+            message_bytes=1024,
+            allreduce_ms=around(1.0),
+            communication_ms=around(24.0),
+            exposed_ms=around(milliseconds - 4),
+            hidden_share=0.25,
+            hideable_share=0.5,
             speedup=20.0 / milliseconds,
+            speedup_spread=around(20.0 / milliseconds),
+            tpot_speedup=20.0 / milliseconds,
+            breakdown_ms={part: float(i) for i, part in enumerate(PART_NAMES)},
         )
 
-    return LatencyReport(
+    report = LatencyReport(
         title="made up",
+        command=("krakenlm", "bench", "latency"),
+        size="124M",
         devices=2,
-        prompt_tokens=16,
+        batch_size=1,
+        input_len=16,
+        output_len=11,
         dtype="float32",
-        repetitions=5,
+        iterations=5,
+        warm_up=2,
+        link="emulated: gbps=1,latency_us=50",
+        transport="sockets",
+        tensor_parallel=1,
+        peak_rss_bytes=(1 << 30, 1 << 30),
         environment=environment(),
         results=tuple(latency(w, ms) for w, ms in zip(WIRINGS, (20, 16, 12, 10), strict=True)),
     )
+    return replace(report, **changes)
+
+
+def bare(report: LatencyReport) -> LatencyReport:
+    """The same with everything left out that may be: only first tokens, against nothing."""
+    results = tuple(
+        ModelLatency(
+            wiring=r.wiring,
+            label=r.label,
+            parameters=r.parameters,
+            ttft_ms=r.ttft_ms,
+            no_comm_ttft_ms=r.no_comm_ttft_ms,
+        )
+        for r in report.results
+    )
+    return replace(report, results=results)
+
+
+def printed(table: Any) -> str:
+    page = io.StringIO()
+    Console(width=200, file=page).print(table)
+    return page.getvalue()
 
 
 def test_quantiles_of_values_known_by_hand():
@@ -62,53 +131,190 @@ def test_a_speedup_is_also_a_reduction():
     assert by_wiring["kraken"].reduction_percent == pytest.approx(50.0)
     assert by_wiring["standard"].reduction_percent == 0.0
     assert by_wiring["parallel"].reduction_percent == pytest.approx(20.0)
+    assert bare(made_up()).results[0].reduction_percent is None
+
+
+# --- rounds become results ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exposed", "communication", "hideable", "hidden", "of_hideable"),
+    [
+        (0.0, 10.0, 8.0, 1.0, 1.0),  # all hidden, even what was not expected to
+        (2.0, 10.0, 8.0, 0.8, 1.0),  # just what cannot hide shows
+        (4.0, 10.0, 8.0, 0.6, 0.75),
+        (10.0, 10.0, 8.0, 0.0, 0.0),
+        (15.0, 10.0, 8.0, 0.0, 0.0),  # never below nought
+        (-1.0, 10.0, 8.0, 1.0, 1.0),  # nor above one
+        (4.0, 10.0, 0.0, 0.6, None),
+        (1.0, 0.0, 0.0, None, None),
+    ],
+)
+def test_shares_of_communication(exposed, communication, hideable, hidden, of_hideable):
+    assert hidden_share(exposed, communication) == hidden
+    assert hideable_share(exposed, communication, hideable) == of_hideable
+
+
+def timing(model: int, ttft: float, **changes: float) -> Timing:
+    values = {
+        "latency": ttft + 0.02,
+        "no_comm_ttft": 0.008,
+        "no_comm_tpot": 0.004,
+        "communication": 0.010,
+        "hideable": 0.008,
+        "largest": 0.001,
+    }
+    return Timing(model, ttft, **{**values, **changes})
 
 
 def test_rounds_become_medians_in_milliseconds_against_standard():
-    config = first_token.ModelConfig()
-    rounds = [
-        first_token._Repetition(
-            {"standard": 0.02 + step / 1000, "kraken": 0.01 + step / 1000},
-            {"standard": 0.008, "kraken": 0.004},
-        )
-        for step in (-1, 0, 1)
+    standard, kraken = model_config("124M"), derive(model_config("124M"), 2)
+    models = [Contender(config=kraken, label="k"), Contender(config=standard, label="s")]
+    timings = [
+        timing(model, ttft)
+        for first, second in ((0.009, 0.018), (0.010, 0.030), (0.011, 0.022))
+        for model, ttft in ((0, first), (1, second))
     ]
-    standard, kraken = first_token._summarise({"standard": config, "kraken": config}, rounds)
-    assert (standard.wiring, kraken.wiring) == ("standard", "kraken")
-    assert standard.ttft_ms.median == pytest.approx(20.0)
-    assert kraken.ttft_ms == Quantiles(
+    of_kraken, of_standard = summarise(models, [Facts(12, 512, (1, 1))] * 2, timings, 6)
+    assert (of_kraken.label, of_standard.wiring) == ("k", "standard")
+    assert of_kraken.parameters == count_parameters(kraken)
+    assert of_kraken.ttft_ms == Quantiles(
         median=pytest.approx(10.0), p10=pytest.approx(9.2), p90=pytest.approx(10.8)
     )
-    assert kraken.no_comm_ttft_ms.median == pytest.approx(4.0)
-    assert (standard.speedup, kraken.speedup) == (1.0, pytest.approx(2.0))
+    assert of_kraken.tpot_ms.median == pytest.approx(20.0 / 5)
+    assert of_kraken.latency_ms.median == pytest.approx(30.0)
+    assert of_kraken.no_comm_ttft_ms.median == pytest.approx(8.0)
+    assert of_kraken.no_comm_tpot_ms.median == pytest.approx(4.0)
+    assert of_kraken.exposed_ms.median == pytest.approx(2.0)
+    assert of_kraken.hidden_share == pytest.approx(0.8)
+    assert of_kraken.hideable_share == pytest.approx(1.0)
+    assert (of_kraken.allreduces, of_kraken.message_bytes) == (12, 512)
+    # The median of the ratios 2, 3, 2, not the ratio of the medians 22 and 10.
+    assert of_kraken.speedup == pytest.approx(2.0)
+    assert of_kraken.speedup_spread.p90 == pytest.approx(2.8)
+    assert (of_standard.speedup, of_standard.tpot_speedup) == (1.0, 1.0)
 
 
-def test_a_report_round_trips_through_json(tmp_path):
+def test_without_a_standard_model_or_later_tokens_there_is_less_to_say():
+    kraken = Contender(config=derive(model_config("124M"), 2), label="k")
+    timings = [timing(0, 0.01, latency=0.01, communication=0.0, hideable=0.0)] * 2
+    (result,) = summarise([kraken], [Facts(0, 0, (2,))], timings, 1)
+    assert (result.speedup, result.speedup_spread, result.tpot_speedup) == (None, None, None)
+    assert (result.tpot_ms, result.no_comm_tpot_ms) == (None, None)
+    assert (result.communication_ms, result.hidden_share) == (None, None)
+    assert result.latency_ms == result.ttft_ms
+
+
+def test_models_take_turns():
+    class Fake:
+        def __init__(self, model: int) -> None:
+            self.model = model
+
+        def round(self) -> int:
+            return self.model
+
+    assert list(interleaved([Fake(i) for i in range(4)], 3)) == [0, 1, 2, 3] * 3
+
+
+# --- which models ------------------------------------------------------------------------------
+
+
+def test_krakens_are_labelled_as_what_they_are():
+    variants = ["published", "keep-width", "hardware-friendly"]
+    models = contenders("124M", ["standard", "kraken"], variants, sublayers=2)
+    assert [m.label for m in models] == [
+        "standard",
+        "kraken (published width 678)",
+        "kraken (keep-width 768)",
+        "kraken (hardware-friendly 704, head_dim 64)",
+    ]
+    assert [m.variant for m in models] == [None, *variants]
+    assert models[1].config == model_config("kraken-125M-2way")
+    chunked = contenders("124M", ["ladder"], ["published"], sublayers=2, prefill_chunks=[1, 2])
+    assert [(m.label, m.prefill_chunks) for m in chunked] == [("ladder", 1), ("ladder", 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("125B", ["standard"], ["published"]), "125B"),
+        (("kraken-125M-2way", ["standard"], ["published"]), "--size kraken-125M-2way is a Kraken"),
+        (("124M", ["standard", "mamba"], ["published"]), "'mamba' is not one of"),
+        (("124M", ["standard", "standard"], ["published"]), "give each name once"),
+        (("124M", ["kraken"], ["wide"]), "--kraken wide"),
+        (("gpt2-xl", ["kraken"], ["published"]), "gpt2-xl has no Kraken of 2 sub-layers"),
+    ],
+)
+def test_models_that_do_not_exist_are_refused(arguments, said):
+    with pytest.raises(KrakenError, match=said):
+        contenders(*arguments, sublayers=2)
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("report", [made_up(), bare(made_up())], ids=["full", "bare"])
+def test_a_report_round_trips_through_json(tmp_path, report):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps(made_up().to_json()))
-    assert LatencyReport.load(path) == made_up()
+    path.write_text(json.dumps(report.to_json()))
+    assert LatencyReport.load(path) == report
+
+
+def test_the_json_has_the_keys_that_readers_rely_on():
+    values = json.loads(json.dumps(made_up().to_json()))
+    assert values["schema_version"] == 2
+    kraken = values["results"][3]
+    assert kraken["ttft_ms"].keys() == {"median", "p10", "p90"}
+    assert kraken["reduction_percent"] == pytest.approx(50.0)
+    for key in ("wiring", "tpot_ms", "no_comm_ttft_ms", "allreduce_ms", "exposed_ms"):
+        assert key in kraken
+    for key in ("hidden_share", "hideable_share", "speedup", "speedup_spread"):
+        assert key in kraken
+
+
+def test_reports_of_version_1_are_read(tmp_path):
+    report = LatencyReport.load(VERSION_1)
+    assert [result.name for result in report.results] == list(WIRINGS)
+    assert (report.input_len, report.iterations) == (192, 60)
+    assert (report.link, report.output_len, report.results[0].tpot_ms) == (None, None, None)
+    old = json.loads(VERSION_1.read_text())["first_token"]
+    assert report.results[3].speedup == old["results"][3]["speedup"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    assert LatencyReport.load(path) == report
+    path.write_text(json.dumps(report.to_json()))
+    assert LatencyReport.load(path) == report
+    draw_latencies(report, tmp_path / "old.png")
+    assert "kraken" in printed(latency_table(report))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda values: values.update(schema_version=2),
         lambda values: values.pop("schema_version"),
         lambda values: values.pop("results"),
         lambda values: values.update(extra=1),
-        lambda values: values["results"][0].pop("speedup"),
+        lambda values: values["results"][0].pop("ttft_ms"),
+        lambda values: values["results"][0].update(extra=1),
         lambda values: values["results"][0]["ttft_ms"].update(p50=1.0),
         lambda values: values["environment"].pop("commit"),
     ],
-    ids=["newer", "no schema", "no results", "unknown key", "entry", "quantiles", "environment"],
+    ids=["no schema", "no results", "key", "entry", "entry's key", "quantiles", "environment"],
 )
-def test_another_schema_is_refused(tmp_path, change):
-    values = made_up().to_json()
-    values = json.loads(json.dumps(values))
+def test_what_does_not_fit_the_schema_is_refused(tmp_path, change):
+    values = json.loads(json.dumps(made_up().to_json()))
     change(values)
     path = tmp_path / "report.json"
     path.write_text(json.dumps(values))
     with pytest.raises(KrakenError, match=r"report\.json is not a latency report of this version"):
+        LatencyReport.load(path)
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_another_schema_version_is_refused(tmp_path, version):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**made_up().to_json(), "schema_version": version}))
+    with pytest.raises(KrakenError, match=r"schema version .* reads 1 and 2"):
         LatencyReport.load(path)
 
 
@@ -120,6 +326,98 @@ def test_what_is_no_report_is_refused(tmp_path, content):
         LatencyReport.load(path)
     with pytest.raises(KrakenError, match="measure again"):
         LatencyReport.load(tmp_path / "gone.json")
+
+
+# --- tables and traces -------------------------------------------------------------------------
+
+
+def test_the_table_says_what_was_found_and_where():
+    said = printed(latency_table(made_up()))
+    line = next(line for line in said.splitlines() if "kraken" in line)
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == [
+        "kraken", "0.0M", "10.00 [9.00..15.00]", "4.00", "6.00", "25%", "1.00", "2.00x", "50.0%"
+    ]  # fmt: skip
+    assert "link emulated: gbps=1,latency_us=50; sockets; float32; 2 devices; abacus" in said
+    real = printed(latency_table(made_up(link="real")))
+    assert "real link" in real and "emulated" not in real
+    alone = printed(latency_table(made_up(devices=1)))
+    assert "1 device;" in alone and "link" not in alone
+
+
+def test_a_table_shows_no_exposure_below_nought():
+    (first, *others) = made_up().results
+    below = replace(first, exposed_ms=around(-1.0))
+    assert "-1" not in printed(latency_table(made_up(results=(below, *others))))
+
+
+def test_the_breakdown_is_a_table_with_its_sum():
+    said = printed(breakdown_table(made_up()))
+    line = next(line for line in said.splitlines() if "kraken" in line)
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == ["kraken", *(f"{i}.00" for i in range(7)), "21.00"]
+    assert "emulated" in said and "overlapped GEMM" in said
+
+
+def test_a_trace_has_two_tracks_a_rank():
+    events = timeline(layers=2) + timeline(rank=1, layers=2)
+    trace = chrome_trace({"standard": events, "kraken": events}, made_up())
+    assert "link emulated" in trace["otherData"]["conditions"]
+    named = [e for e in trace["traceEvents"] if e["ph"] == "M"]
+    assert [e["args"]["name"] for e in named if e["name"] == "process_name"] == [
+        "standard", "kraken",
+    ]  # fmt: skip
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in named if e["name"] == "thread_name"}
+    assert len(threads) == 8
+    spans = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert len(spans) == 2 * len(events)
+    for span in spans:
+        lane = threads[span["pid"], span["tid"]]
+        assert lane.endswith("communication" if span["name"] == "AllReduce" else "compute")
+    assert min(span["ts"] for span in spans) == 0.0
+    assert [s["dur"] for s in spans if s["name"] == "wait"] == [pytest.approx(1000.0)] * 8
+    json.dumps(trace)
+
+
+def test_sums_under_way_together_do_not_overlap_on_their_track():
+    sums = [
+        Event("AllReduce", 0, "communication", 1.0, 3.0),
+        Event("AllReduce", 0, "communication", 2.0, 4.0),
+    ]
+    spans = [e for e in chrome_trace({"l": sums}, made_up())["traceEvents"] if e["ph"] == "X"]
+    assert [(s["ts"], s["dur"]) for s in spans] == [(0.0, 2e6), (2e6, 1e6)]
+    assert [s["args"]["begun"] for s in spans] == [0.0, 1e6]
+
+
+# --- the breakdown -----------------------------------------------------------------------------
+
+
+def test_a_stopwatch_charges_the_innermost_part():
+    times = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 15.0, 17.0])
+    stopwatch = Stopwatch(lambda: next(times))
+    stopwatch.start()
+    stopwatch.enter("attention")
+    stopwatch.enter("gemm")
+    stopwatch.leave()
+    stopwatch.leave()
+    seconds = stopwatch.stop()
+    assert (seconds["gemm"], seconds["attention"], seconds["other"]) == (3.0, 6.0, 6.0)
+    assert sum(seconds.values()) == 15.0
+    stopwatch.start()
+    assert stopwatch.stop()["other"] == 2.0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_breakdown_finds_every_part_and_leaves_no_hook_behind():
+    rank = Rank(0, 1, torch.device("cpu"), lambda _: None)
+    engine = Engine.random(tiny.model_config(), rank, torch.float32)
+    head = engine.head
+    parts = measure_breakdown(Runner(0, engine, [[1, 2, 3]], 1))
+    assert parts.keys() == PART_NAMES.keys()
+    assert all(parts[part] > 0.0 for part in parts if part != "overlapped_gemm")
+    for module in engine.decoder.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert engine.head is head
 
 
 # --- the environment ---------------------------------------------------------------------------
@@ -138,7 +436,7 @@ def test_the_environment_names_what_ran():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
-    """A git checkout that the module seems to lie in."""
+    """A git checkout that the package seems to lie in."""
     for command in (
         ["init", "-q"],
         ["config", "user.name", "Test"],
@@ -146,10 +444,10 @@ def checkout(tmp_path, monkeypatch) -> Path:
         ["config", "commit.gpgsign", "false"],
     ):
         subprocess.run(["git", "-C", tmp_path, *command], check=True)
-    (tmp_path / "results.py").write_text("first")
-    subprocess.run(["git", "-C", tmp_path, "add", "results.py"], check=True)
+    (tmp_path / "module.py").write_text("first")
+    subprocess.run(["git", "-C", tmp_path, "add", "module.py"], check=True)
     subprocess.run(["git", "-C", tmp_path, "commit", "-qm", "first", "--no-verify"], check=True)
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "bench/environment.py"))
     return tmp_path
 
 
@@ -161,13 +459,13 @@ def test_the_commit_is_the_checkout_s_with_a_plus_where_it_was_changed(checkout)
     assert Environment.here(cores=1).commit == head
     (checkout / "untracked.txt").write_text("new")
     assert Environment.here(cores=1).commit == head
-    (checkout / "results.py").write_text("second")
+    (checkout / "module.py").write_text("second")
     assert Environment.here(cores=1).commit == head + "+"
 
 
 def test_outside_a_checkout_or_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "bench/environment.py"))
     assert Environment.here(cores=1).commit == ""
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -253,13 +551,33 @@ def test_losses_of_a_run_too_short_to_log(tmp_path):
 def test_latencies_show_median_spread_and_bound(tmp_path, drawn):
     draw_latencies(made_up(), tmp_path / "latencies.png")
     assert size_of_png(tmp_path / "latencies.png")[0] > 500
-    (axes,) = drawn[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(WIRINGS)
-    assert [bar.get_width() for bar in axes.patches] == [20, 4, 16, 4, 12, 4, 10, 4]
-    assert "10.0 ms, 2.00x" in [text.get_text() for text in axes.texts]
-    spreads = [tuple(s[:, 0]) for c in axes.collections for s in c.get_segments()]
+    first, later = drawn[0].axes
+    assert [label.get_text() for label in first.get_yticklabels()] == list(WIRINGS)
+    assert [bar.get_width() for bar in first.patches] == [20, 4, 16, 4, 12, 4, 10, 4]
+    assert "10.0 ms, 2.00x" in [text.get_text() for text in first.texts]
+    spreads = [tuple(s[:, 0]) for c in first.collections for s in c.get_segments()]
     assert spreads == [(18.0, 30.0), (14.4, 24.0), (10.8, 18.0), (9.0, 15.0)]
-    assert axes.get_xlim()[1] > 30
+    assert first.get_xlim()[1] > 30
+    assert [bar.get_width() for bar in later.patches] == [2.0, 0.4, 1.6, 0.4, 1.2, 0.4, 1.0, 0.4]
+    assert "link emulated: gbps=1,latency_us=50" in drawn[0].get_suptitle()
+
+
+def test_first_tokens_alone_are_one_panel(tmp_path, drawn):
+    draw_latencies(bare(made_up()), tmp_path / "latencies.png")
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.texts][:1] == ["20.0 ms"]
+
+
+def test_breakdowns_are_stacked(tmp_path, drawn):
+    draw_breakdowns(made_up(), tmp_path / "breakdown.png")
+    assert size_of_png(tmp_path / "breakdown.png")[0] > 500
+    (axes,) = drawn[0].axes
+    bars = axes.patches[: len(PART_NAMES)]
+    assert [bar.get_width() for bar in bars] == list(range(7))
+    assert [bar.get_x() for bar in bars] == [0, 0, 1, 3, 6, 10, 15]
+    assert "21.0 ms" in [text.get_text() for text in axes.texts]
+    assert "link emulated" in drawn[0].get_suptitle()
+    assert set(figures._PART_COLOURS) == set(PART_NAMES)
 
 
 def test_timelines_show_rank_0_and_the_first_layers(tmp_path, drawn):

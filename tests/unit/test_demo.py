@@ -287,7 +287,8 @@ def test_the_page_stands_alone(demo):
         assert width > 500 and height > 300
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"https?://|@import|url\(", source)
-    assert "$" not in re.sub(r'"data:[^"]*"', "", source).replace(html.escape(tiny.text()), "")
+    # No placeholder of the template is left; a model's text may hold a dollar of its own.
+    assert not re.search(r"\$[a-z_{]+", re.sub(r'"data:[^"]*"', "", source))
 
 
 @pytest.mark.dist

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model import checkpoint
+from krakenlm.model.attention import AttentionContext, SdpaCore, rotary
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids, read_shard
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.shard import split, units_of
@@ -26,6 +28,11 @@ STANDARD = ModelConfig(
     wiring="standard", num_sublayers=2, hidden_size=16, num_hidden_layers=2, heads_per_sublayer=6,
     kv_heads_per_sublayer=3, head_dim=4, ffn_dim=22, vocab_size=40, max_position_embeddings=16,
     bias=True, activation="swiglu",
+)  # fmt: skip
+GROUPED = ModelConfig(
+    wiring="kraken", num_sublayers=5, hidden_size=12, num_hidden_layers=2, heads_per_sublayer=6,
+    kv_heads_per_sublayer=3, head_dim=4, ffn_dim=11, vocab_size=23, max_position_embeddings=16,
+    bias=True, activation="swiglu", position="rope",
 )  # fmt: skip
 
 
@@ -43,10 +50,56 @@ def test_split_covers_every_unit_once_and_evenly(config, devices):
     shards = split(config, devices)
     units = [unit for shard in shards for unit in range(shard.first, shard.end)]
     columns = [column for shard in shards for column in shard.ffn_columns]
-    counts = [shard.count for shard in shards]
+    rows = [row for shard in shards for row in shard.head_rows]
     assert units == list(range(units_of(config)))
-    assert columns == list(range(config.num_sublayers * config.ffn_dim))
-    assert max(counts) - min(counts) <= 1
+    assert rows == list(range(config.vocab_size))
+    for counts in ([s.count for s in shards], [len(s.head_rows) for s in shards]):
+        assert max(counts) - min(counts) <= 1
+    if config.traits.own_streams:
+        assert columns == list(range(config.ffn_dim)) * devices
+    else:
+        assert columns == list(range(config.num_sublayers * config.ffn_dim))
+
+
+@pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
+@pytest.mark.parametrize("placement", [(6,), (5, 1), (1, 5), (1, 2, 3), (2, 1, 1, 2), (1,) * 6])
+def test_placement_says_how_many_units_each_rank_gets(config, placement):
+    shards = split(config, len(placement), placement=placement)
+    assert tuple(shard.count for shard in shards) == placement
+    assert [unit for s in shards for unit in range(s.first, s.end)] == list(range(6))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 4, 5, 11])
+def test_head_rows_are_shared_out_among_all_ranks_whatever_the_vocabulary(vocabulary):
+    shards = split(
+        GROUPED.replace(vocab_size=vocabulary), 6, tensor_parallel=2, placement=(3, 1, 1)
+    )
+    sizes = [len(shard.head_rows) for shard in shards]
+    assert [row for shard in shards for row in shard.head_rows] == list(range(vocabulary))
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 3])
+@pytest.mark.parametrize("placement", [(5,), (3, 2), (1, 3, 1)])
+def test_ranks_of_a_group_share_its_sublayers_evenly(placement, tensor_parallel):
+    devices = len(placement) * tensor_parallel
+    shards = split(GROUPED, devices, placement=placement, tensor_parallel=tensor_parallel)
+    assert [(s.rank, s.ranks) for s in shards] == [(rank, devices) for rank in range(devices)]
+    for shard in shards:
+        inner = [shards[rank] for rank in shard.inner_ranks]
+        outer = [shards[rank] for rank in shard.outer_ranks]
+        assert shard in inner
+        assert shard in outer
+        assert {(s.first, s.end) for s in inner} == {(shard.first, shard.end)}
+        assert [s.tensor_index for s in inner] == list(range(tensor_parallel))
+        assert [head for s in inner for head in s.kv_heads] == [0, 1, 2]
+        assert [column for s in inner for column in s.ffn_columns] == list(range(11))
+        assert max(len(s.ffn_columns) for s in inner) - min(len(s.ffn_columns) for s in inner) <= 1
+        assert {s.tensor_index for s in outer} == {shard.tensor_index}
+        assert [unit for s in outer for unit in range(s.first, s.end)] == list(range(5))
+        local = shard.local_config
+        assert (local.num_sublayers, local.head_dim) == (shard.count, GROUPED.head_dim)
+        assert local.heads_per_sublayer == 2 * len(shard.kv_heads)
 
 
 @pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
@@ -57,11 +110,50 @@ def test_more_devices_than_units_is_refused(config):
         split(config, 0)
 
 
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
+@pytest.mark.parametrize(
+    ("config", "devices", "options", "message"),
+    [
+        (KRAKEN, 2, {"placement": (3, 2, 1)}, r"--placement 3,2,1: 3 given, but --devices 2"),
+        (KRAKEN, 2, {"placement": (6, 0)}, r"--placement 6,0: each rank needs 1 or more"),
+        (KRAKEN, 2, {"placement": (7, -1)}, r"--placement 7,-1: each rank needs 1 or more"),
+        (KRAKEN, 2, {"placement": (3, 1)}, r"--placement 3,1 adds up to 4.* 6 sub-layers"),
+        (STANDARD, 2, {"placement": (6, 1)}, r"adds up to 7.* 6 key and value heads.*make it 6"),
+        (
+            GROUPED, 4, {"placement": (3, 1, 1, 1), "tensor_parallel": 2},
+            r"--placement 3,1,1,1: 4 given, but --devices 4 asks for 2: .*each group of 2 ranks",
+        ),
+        (GROUPED, 5, {"tensor_parallel": 2}, r"--devices 5 is not .*-parallel 2: use 4 or 6"),
+        (GROUPED, 2, {"tensor_parallel": 3}, r"--devices 2 is not .*-parallel 3: use 3"),
+        (GROUPED, 4, {"tensor_parallel": 4}, r"--tensor-parallel 4: .* 3 key and value.*most 3"),
+        (
+            GROUPED.replace(ffn_dim=2), 3, {"tensor_parallel": 3},
+            r"--tensor-parallel 3: .* 2 feed-forward columns.*at most 2",
+        ),
+        (GROUPED, 12, {"tensor_parallel": 2}, r"--devices 12: .*6 groups of 2: use at most 10"),
+        (GROUPED, 4, {"tensor_parallel": 0}, r"--tensor-parallel 0: needs 1 or more"),
+        (STANDARD, 4, {"tensor_parallel": 2}, r"parallel already: leave it out and raise"),
+    ],
+)  # fmt: skip
+def test_numbers_that_do_not_fit_are_refused(config, devices, options, message):
+    with pytest.raises(KrakenError, match=message) as refused:
+        split(config, devices, **options)
+    assert "\n" not in str(refused.value)
+
+
+def splits(config: ModelConfig, devices: int):
+    """Even, uneven and, for Kraken, tensor-parallel ways to use so many devices."""
+    units = units_of(config)
+    yield split(config, devices)
+    yield split(config, devices, placement=(units - devices + 1, *(1,) * (devices - 1)))
+    if config.traits.own_streams and devices % 2 == 0:
+        yield split(config, devices, tensor_parallel=2)
+
+
+@pytest.mark.parametrize("config", [KRAKEN, STANDARD, GROUPED], ids=["kraken", "standard", "gqa"])
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_shards_fill_the_decoder_of_their_local_config(config, devices, tmp_path):
     save(config, tmp_path)
-    for shard in split(config, devices):
+    for shard in itertools.chain(*splits(config, devices)):
         state = read_shard(tmp_path, shard, torch.float32)
         wanted = Decoder(shard.local_config).state_dict()
         assert {name: t.shape for name, t in state.items()} == {
@@ -100,17 +192,44 @@ class CountingSlice:
         return tensor
 
 
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
-def test_a_rank_reads_no_element_that_it_does_not_hold(config, tmp_path, monkeypatch):
+def brought_by_another_rank(name: str, shard) -> bool:
+    """Biases of which this rank makes zeros instead of reading them."""
+    if name == "conjunction.bias":
+        return shard.first > 0
+    summed = name.endswith(("attention.output.bias", "feed_forward.down.bias"))
+    own_streams = shard.config.traits.own_streams
+    return summed and (shard.tensor_index if own_streams else shard.first) > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", [KRAKEN, STANDARD, GROUPED], ids=["kraken", "standard", "gqa"])
+@pytest.mark.parametrize("devices", [3, 4])
+def test_a_rank_reads_no_element_that_it_does_not_hold(
+    config, devices, tied, tmp_path, monkeypatch
+):
+    config = config.replace(tie_word_embeddings=tied)
     save(config, tmp_path)
     monkeypatch.setattr(checkpoint, "safe_open", CountingFile)
-    for shard in split(config, 3):
+    for shard in itertools.chain(*splits(config, devices)):
         CountingFile.read = 0
         state = read_shard(tmp_path, shard, torch.float32)
-        zeros = sum(t.numel() for n, t in state.items() if not t.any() and shard.first)
-        held = sum(tensor.numel() for tensor in state.values())
-        # Biases that another rank brings are made here, not read.
-        assert CountingFile.read == held - zeros
+        made = {name for name in state if brought_by_another_rank(name, shard)}
+        assert {name for name, tensor in state.items() if not tensor.any()} == made
+        assert CountingFile.read == sum(t.numel() for n, t in state.items() if n not in made)
+
+
+def test_what_is_kept_holds_neither_the_file_nor_more_than_its_own_elements(tmp_path):
+    save(GROUPED.replace(tie_word_embeddings=False), tmp_path)
+    for shard in itertools.chain(*splits(GROUPED, 4)):
+        for dtype in (torch.float32, torch.bfloat16):
+            state = read_shard(tmp_path, shard, dtype)
+            for tensor in state.values():
+                assert tensor.dtype == dtype
+                assert tensor.is_contiguous()
+                assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        assert str(tmp_path) not in maps.read_text()
 
 
 def test_shards_of_a_split_add_up_to_the_whole(tmp_path):
@@ -140,11 +259,25 @@ def test_a_checkpoint_in_several_files_is_read_through_its_index(tmp_path):
         assert all(torch.equal(one[name], many[name]) for name in one)
 
 
-def test_untied_head_is_read_too(tmp_path):
+def test_rows_of_an_untied_head_are_shared_out(tmp_path):
     config = KRAKEN.replace(tie_word_embeddings=False)
     save(config, tmp_path)
-    state = read_shard(tmp_path, split(config, 2)[1], torch.float32)
-    assert state["lm_head.weight"].shape == (config.vocab_size, config.hidden_size)
+    (alone,) = split(config, 1)
+    whole = read_shard(tmp_path, alone, torch.float32)["lm_head.weight"]
+    assert whole.shape == (config.vocab_size, config.hidden_size)
+    for shards in splits(config, 4):
+        parts = [read_shard(tmp_path, s, torch.float32)["lm_head.weight"] for s in shards]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_rank_without_a_row_of_the_untied_head_reads_none(tmp_path):
+    config = KRAKEN.replace(tie_word_embeddings=False, vocab_size=2)
+    save(config, tmp_path)
+    rows = [
+        read_shard(tmp_path, shard, torch.float32)["lm_head.weight"].shape
+        for shard in split(config, 3)
+    ]
+    assert rows == [(0, 16), (1, 16), (1, 16)]
 
 
 def rewrite(directory, change) -> None:
@@ -248,3 +381,93 @@ def test_every_split_of_many_shapes_is_a_legal_model():
             local = [shard.local_config for shard in split(config, devices)]
             assert sum(c.num_attention_heads for c in local) == config.num_attention_heads
             assert sum(c.num_key_value_heads for c in local) == config.num_key_value_heads
+
+
+VARIANTS = {
+    "grouped, swiglu, uneven": GROUPED,
+    "multi-head, gelu, uneven": GROUPED.replace(
+        heads_per_sublayer=3, activation="gelu", position="learned"
+    ),
+    "without bias": GROUPED.replace(bias=False, norm="rmsnorm"),
+    "untied": GROUPED.replace(tie_word_embeddings=False),
+}
+DIVISIONS = [((5,), 2), ((3, 2), 2), ((1, 4), 3), ((2, 2, 1), 3), ((4, 1), 1)]
+
+
+def part_of(directory, shard) -> tuple[Decoder, torch.Tensor]:
+    state = read_shard(directory, shard, torch.float64)
+    rows = slice(shard.head_rows.start, shard.head_rows.stop)
+    head = state.pop("lm_head.weight", state["embed_tokens.weight"][rows])
+    decoder = Decoder(shard.local_config).to(torch.float64)
+    decoder.load_state_dict(state)
+    return decoder.eval(), head
+
+
+def context_of(config: ModelConfig, tokens: int) -> AttentionContext:
+    turns = None
+    if config.position == "rope":
+        turns = rotary(torch.arange(tokens)[None], config.head_dim, config.rope_theta)
+    return AttentionContext(SdpaCore(), turns)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("placement", "tensor_parallel"), DIVISIONS)
+@torch.inference_mode()
+def test_parts_of_a_sublayer_add_up_to_what_the_whole_computes(
+    config, placement, tensor_parallel, tmp_path
+):
+    save(config, tmp_path)
+    whole, _ = part_of(tmp_path, split(config, 1)[0])
+    devices = len(placement) * tensor_parallel
+    shards = split(config, devices, placement=placement, tensor_parallel=tensor_parallel)
+    decoders = [part_of(tmp_path, shard)[0] for shard in shards]
+    context = context_of(config, tokens=7)
+    x = torch.randn(config.num_sublayers, 2, 7, config.hidden_size, dtype=torch.float64)
+    for index, layer in enumerate(whole.layers):
+        for name, arguments in (("attend", (context,)), ("feed", ())):
+            wanted = getattr(layer, name)(x, *arguments)
+            for group in {shard.inner_ranks for shard in shards}:
+                held = slice(shards[group[0]].first, shards[group[0]].end)
+                parts = [
+                    getattr(decoders[rank].layers[index], name)(x[held], *arguments)
+                    for rank in group
+                ]
+                torch.testing.assert_close(sum(parts), wanted[held], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("placement", "tensor_parallel"), DIVISIONS)
+@torch.inference_mode()
+def test_ranks_together_give_the_logits_of_the_whole(config, placement, tensor_parallel, tmp_path):
+    save(config, tmp_path)
+    model = KrakenForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    ids = torch.randint(config.vocab_size, (2, 7), generator=torch.Generator().manual_seed(0))
+    devices = len(placement) * tensor_parallel
+    shards = split(config, devices, placement=placement, tensor_parallel=tensor_parallel)
+    decoders, heads = zip(*(part_of(tmp_path, shard) for shard in shards), strict=True)
+    context = context_of(config, tokens=7)
+
+    def inner_sums(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [sum(parts[rank] for rank in shard.inner_ranks) for shard in shards]
+
+    def outer_sums(streams: list[torch.Tensor]) -> list[torch.Tensor]:
+        totals = [stream.sum(dim=0, keepdim=True) for stream in streams]
+        return [sum(totals[rank] for rank in shard.outer_ranks) for shard in shards]
+
+    x = decoders[0].embed_tokens(ids)
+    if config.position == "learned":
+        x = x + decoders[0].embed_positions(torch.arange(7))
+    y = [x[None]] * devices
+    for index in range(config.num_hidden_layers):
+        layers = [decoder.layers[index] for decoder in decoders]
+        streams = outer_sums(y)
+        a = inner_sums([layer.attend(own, context) for layer, own in zip(layers, y, strict=True)])
+        z = [own + (s if index else x[None]) for own, s in zip(a, streams, strict=True)]
+        f = inner_sums([layer.feed(own) for layer, own in zip(layers, z, strict=True)])
+        y = [sum(terms) for terms in zip(y, a, f, strict=True)]
+    joined = outer_sums([d.conjunction(own) for d, own in zip(decoders, y, strict=True)])
+    logits = [
+        decoder.norm(u)[0] @ head.T
+        for decoder, u, head in zip(decoders, joined, heads, strict=True)
+    ]
+    torch.testing.assert_close(torch.cat(logits, dim=-1), model(ids).logits, atol=1e-9, rtol=0)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from krakenlm.bench.results import LatencyReport
+from krakenlm.bench.results import PART_NAMES, LatencyReport, Quantiles
 from krakenlm.parallel.trace import Event
 
 WIRING_COLOURS = {
@@ -25,6 +26,15 @@ _EVENT_COLOURS = {
     "attention and feed-forward": "#6aa1bf",
     "AllReduce": "#8a2f62",
     "wait": "#f2d7a0",
+}
+_PART_COLOURS = {
+    "norm": "#c9b458",
+    "gemm": "#3d7ea6",
+    "overlapped_gemm": "#9fc3d6",
+    "attention": "#4f8f5b",
+    "allreduce": "#8a2f62",
+    "lm_head": "#d08b2e",
+    "other": "#bdbdbd",
 }
 
 
@@ -52,35 +62,79 @@ def draw_losses(histories: Mapping[str, Mapping[str, Any]], target: Path) -> Non
 
 
 def draw_latencies(report: LatencyReport, target: Path) -> None:
-    """Median time to first token with its spread, and within each bar the compute alone."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for row, result in enumerate(report.results):
-        ttft, bound = result.ttft_ms, result.no_comm_ttft_ms
-        colour = WIRING_COLOURS[result.wiring]
-        axes.barh(row, ttft.median, color=colour, alpha=0.45)
-        axes.barh(row, bound.median, color=colour)
+    """Time to first token and, where it was measured, per token after: a bar a model.
+
+    Medians with their spread; the dark part of a bar is the same without communication.
+    """
+    panels: list[tuple[str, Sequence[tuple[Quantiles, Quantiles | None]]]] = [
+        ("time to first token, ms", [(r.ttft_ms, r.no_comm_ttft_ms) for r in report.results])
+    ]
+    tpot = [(r.tpot_ms, r.no_comm_tpot_ms) for r in report.results if r.tpot_ms is not None]
+    if len(tpot) == len(report.results):
+        panels.append(("time per token after the first, ms", tpot))
+    speedups = ([r.speedup for r in report.results], [r.tpot_speedup for r in report.results])
+    height = 1.8 + 0.4 * len(report.results)
+    figure = Figure(figsize=(7 if len(panels) == 1 else 11, height), layout="constrained")
+    columns = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    colours = [WIRING_COLOURS[result.wiring] for result in report.results]
+    for axes, (heading, bars), ratios in zip(columns, panels, speedups, strict=False):
+        _draw_bars(axes, bars, colours, ratios)
+        axes.set_xlabel(heading, fontsize=9)
+    names = [result.name for result in report.results]
+    columns[0].set_yticks(range(len(names)), names)
+    columns[0].invert_yaxis()
+    _caption(figure, report, "dark: without communication; line: p10 to p90")
+    _save(figure, target)
+
+
+def _draw_bars(
+    axes: Axes,
+    bars: Sequence[tuple[Quantiles, Quantiles | None]],
+    colours: Sequence[str],
+    speedups: Sequence[float | None],
+) -> None:
+    for row, ((whole, bound), colour) in enumerate(zip(bars, colours, strict=True)):
+        axes.barh(row, whole.median, color=colour, alpha=0.45)
+        if bound is not None:
+            axes.barh(row, bound.median, color=colour)
         axes.errorbar(
-            ttft.median,
+            whole.median,
             row,
-            xerr=[[ttft.median - ttft.p10], [ttft.p90 - ttft.median]],
+            xerr=[[whole.median - whole.p10], [whole.p90 - whole.median]],
             color="black",
             capsize=3,
             linewidth=1,
         )
-        note = f"{ttft.median:.1f} ms, {result.speedup:.2f}x"
+        speedup = speedups[row]
         axes.annotate(
-            note,
-            (max(ttft.p90, ttft.median), row),
+            f"{whole.median:.1f} ms" + ("" if speedup is None else f", {speedup:.2f}x"),
+            (max(whole.p90, whole.median), row),
             xytext=(6, -3),
             textcoords="offset points",
             fontsize=8,
         )
-    axes.set_yticks(range(len(report.results)), [result.wiring for result in report.results])
+    axes.set_xlim(right=1.5 * max(whole.p90 for whole, _ in bars))
+
+
+def draw_breakdowns(report: LatencyReport, target: Path) -> None:
+    """What a prefill of each model consists of, as stacked bars."""
+    shown = [(r.name, r.breakdown_ms) for r in report.results if r.breakdown_ms is not None]
+    figure = Figure(figsize=(8, 1.8 + 0.4 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for row, (_, parts) in enumerate(shown):
+        left = 0.0
+        for part in PART_NAMES:
+            axes.barh(row, parts[part], left=left, color=_PART_COLOURS[part])
+            left += parts[part]
+        axes.annotate(
+            f"{left:.1f} ms", (left, row), xytext=(4, -3), textcoords="offset points", fontsize=8
+        )
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
     axes.invert_yaxis()
-    axes.set_xlim(right=1.25 * max(result.ttft_ms.p90 for result in report.results))
-    axes.set_xlabel("time to first token, ms (dark: with communication left out; line: p10 to p90)")
-    axes.set_title(report.title, fontsize=9)
+    axes.set_xlim(right=1.2 * max(sum(parts.values()) for _, parts in shown))
+    axes.set_xlabel("ms of rank 0 in one prefill (AllReduce: what is exposed of it)", fontsize=8)
+    _legend(figure, {PART_NAMES[part]: colour for part, colour in _PART_COLOURS.items()})
+    _caption(figure, report)
     _save(figure, target)
 
 
@@ -106,7 +160,7 @@ def draw_timelines(timelines: Mapping[str, Sequence[Event]], target: Path, layer
         axes.set_title(wiring, loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     rows[-1].set_xlabel(f"ms, rank 0, first {layers} layers of a recorded pass")
-    _legend(figure)
+    _legend(figure, _EVENT_COLOURS)
     _save(figure, target)
 
 
@@ -120,14 +174,17 @@ def _first_layers(events: Sequence[Event], layers: int) -> list[Event]:
     return [event for event in events if event.start < max(last)]
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
     handles = [
-        matplotlib.patches.Patch(color=colour, label=name)
-        for name, colour in _EVENT_COLOURS.items()
+        matplotlib.patches.Patch(color=colour, label=name) for name, colour in colours.items()
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
     )
+
+
+def _caption(figure: Figure, report: LatencyReport, *lines: str) -> None:
+    figure.suptitle("\n".join((report.title, report.conditions, *lines)), fontsize=8)
 
 
 def _save(figure: Figure, target: Path) -> None:

@@ -2,18 +2,30 @@
 
 import dataclasses
 import json
-import platform
 import statistics
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from krakenlm.bench.environment import Environment
 from krakenlm.errors import KrakenError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+REAL_LINK = "real"
+BASELINE = "standard"
+"""The wiring that speedups are over."""
+
+PART_NAMES = {
+    "norm": "Norm",
+    "gemm": "GEMM",
+    "overlapped_gemm": "overlapped GEMM",
+    "attention": "Attention",
+    "allreduce": "AllReduce",
+    "lm_head": "LM head",
+    "other": "other",
+}
+"""What a prefill consists of, with names for people (see ``krakenlm.bench.breakdown``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,125 +44,191 @@ class Quantiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Where a result was measured, and with what."""
-
-    machine: str
-    cores: int
-    python: str
-    torch: str
-    transformers: str
-    krakenlm: str
-    commit: str
-
-    @classmethod
-    def here(cls, cores: int) -> "Environment":
-        """This machine and this checkout."""
-        return cls(
-            machine=_processor(),
-            cores=cores,
-            python=platform.python_version(),
-            torch=version("torch"),
-            transformers=version("transformers"),
-            krakenlm=version("krakenlm"),
-            commit=_commit(),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WiringLatency:
-    """Time to the first token of one wiring.
+class ModelLatency:
+    """What one model took. None is what was not measured, or does not exist for it.
 
     Attributes:
-        wiring: its name.
+        wiring: its architecture.
+        label: what tells it from the other models of the report.
         parameters: of the whole model.
-        ttft_ms: from the prompt's ids on every rank to the token's id on rank 0.
-        no_comm_ttft_ms: the same with communication left out: the bound for any overlap.
-        speedup: over the standard wiring, of medians.
+        ttft_ms: time to first token, from the prompt's ids on every rank to the token's on rank 0.
+        no_comm_ttft_ms: the same with communication left out, on the slowest rank: the bound for
+            any overlap.
+        variant: the rule that a Kraken was derived by.
+        prefill_chunks: parts that the prompt was computed in.
+        units: sub-layers, or key and value heads, that each rank held.
+        tpot_ms: time per token after the first: (latency - TTFT) / (output tokens - 1).
+        latency_ms: until the last token.
+        no_comm_tpot_ms: ``tpot_ms`` with communication left out.
+        allreduces: sums over ranks in one prefill.
+        message_bytes: of the largest one.
+        allreduce_ms: the largest one alone.
+        communication_ms: all of a prefill's sums one after the other, without compute.
+        exposed_ms: what communication adds to the first token: TTFT less its bound, by round.
+        hidden_share: how much of ``communication_ms`` is not exposed, 0 to 1.
+        hideable_share: how much of the sums that have compute to hide behind was hidden.
+        speedup: time to first token of the first standard model over this one's, by round.
+        speedup_spread: of that ratio.
+        tpot_speedup: the same ratio for the time per token.
+        breakdown_ms: what rank 0 spent a prefill on; the parts add up to it.
     """
 
     wiring: str
+    label: str
     parameters: int
     ttft_ms: Quantiles
     no_comm_ttft_ms: Quantiles
-    speedup: float
+    variant: str | None = None
+    prefill_chunks: int | None = None
+    units: tuple[int, ...] | None = None
+    tpot_ms: Quantiles | None = None
+    latency_ms: Quantiles | None = None
+    no_comm_tpot_ms: Quantiles | None = None
+    allreduces: int | None = None
+    message_bytes: int | None = None
+    allreduce_ms: Quantiles | None = None
+    communication_ms: Quantiles | None = None
+    exposed_ms: Quantiles | None = None
+    hidden_share: float | None = None
+    hideable_share: float | None = None
+    speedup: float | None = None
+    speedup_spread: Quantiles | None = None
+    tpot_speedup: float | None = None
+    breakdown_ms: dict[str, float] | None = None
 
     @property
-    def reduction_percent(self) -> float:
-        """The speedup as a reduction of the latency, in per cent."""
-        return 100 * (1 - 1 / self.speedup)
+    def name(self) -> str:
+        """The label, with the number of chunks where there are several."""
+        chunks = self.prefill_chunks or 1
+        return self.label if chunks == 1 else f"{self.label}, {chunks} chunks"
+
+    @property
+    def reduction_percent(self) -> float | None:
+        """The speedup as a reduction of the time to first token, in per cent."""
+        return None if self.speedup is None else 100 * (1 - 1 / self.speedup)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ModelLatency":
+        """What ``LatencyReport.to_json`` made of one."""
+        fields = dict(values)
+        fields.pop("reduction_percent", None)  # follows from the speedup
+        for key, value in fields.items():
+            if value is None:
+                continue
+            if key.endswith("_spread") or (key.endswith("_ms") and key != "breakdown_ms"):
+                fields[key] = Quantiles(**value)
+            elif key == "units":
+                fields[key] = tuple(value)
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyReport:
-    """First-token latencies measured in one run, wirings interleaved."""
+    """Latencies measured in one run, models interleaved.
+
+    Attributes:
+        title: what was measured.
+        devices: ranks.
+        input_len: tokens of each prompt.
+        dtype: of weights, cache and messages.
+        iterations: rounds that count.
+        environment: where, and with what.
+        results: one entry a model.
+        command: what was typed.
+        size: the standard shape's name.
+        batch_size: prompts at once.
+        output_len: tokens generated for each.
+        warm_up: rounds before those that count.
+        link: ``real``, or ``emulated: `` and the model's numbers.
+        transport: what carried the messages.
+        placement: as asked for; it applies to Kraken.
+        tensor_parallel: ranks that share a Kraken sub-layer.
+        peak_rss_bytes: most memory that each rank's process ever held, all models together.
+    """
 
     title: str
     devices: int
-    prompt_tokens: int
+    input_len: int
     dtype: str
-    repetitions: int
+    iterations: int
     environment: Environment
-    results: tuple[WiringLatency, ...]
+    results: tuple[ModelLatency, ...]
+    command: tuple[str, ...] | None = None
+    size: str | None = None
+    batch_size: int | None = None
+    output_len: int | None = None
+    warm_up: int | None = None
+    link: str | None = None
+    transport: str | None = None
+    placement: str | None = None
+    tensor_parallel: int | None = None
+    peak_rss_bytes: tuple[int, ...] | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def conditions(self) -> str:
+        """Link, transport, dtype, devices and machine, in one line for people."""
+        if self.devices == 1:
+            return f"{self.dtype}; 1 device; {self.environment}"
+        link = None if self.link is None else link_in_words(self.link)
+        devices = f"{self.devices} devices"
+        parts = (link, self.transport, self.dtype, devices, str(self.environment))
+        return "; ".join(part for part in parts if part)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        for entry, result in zip(values["results"], self.results, strict=True):
+            entry["reduction_percent"] = result.reduction_percent
+        return values
 
     @classmethod
     def load(cls, path: Path) -> "LatencyReport":
-        """Read a report that this version wrote.
+        """Read a report of this schema or of version 1, also from a demo's ``results.json``.
+
+        What version 1 did not say is None.
 
         Raises:
             KrakenError: another schema, or not a report.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["schema_version"] != SCHEMA_VERSION:
-                raise KeyError("schema_version")
-            results = tuple(
-                WiringLatency(
-                    **{
-                        **entry,
-                        "ttft_ms": Quantiles(**entry["ttft_ms"]),
-                        "no_comm_ttft_ms": Quantiles(**entry["no_comm_ttft_ms"]),
-                    }
-                )
-                for entry in values.pop("results")
-            )
-            environment = Environment(**values.pop("environment"))
-            return cls(**values, environment=environment, results=results)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            values = dict(values.get("first_token", values))
+            version = values.pop("schema_version")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _not_a_report(path) from error
+        if version not in (1, SCHEMA_VERSION):
             raise KrakenError(
-                f"{path} is not a latency report of this version: measure again"
-            ) from error
+                f"{path} is a latency report of schema version {version!r}, and this krakenlm "
+                f"reads 1 and {SCHEMA_VERSION}: update krakenlm or measure again"
+            )
+        try:
+            return cls._of(_from_version_1(values) if version == 1 else values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _not_a_report(path) from error
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> "LatencyReport":
+        values["environment"] = Environment(**values["environment"])
+        values["results"] = tuple(map(ModelLatency.from_json, values["results"]))
+        for key in ("command", "peak_rss_bytes"):
+            if values.get(key) is not None:
+                values[key] = tuple(values[key])
+        return cls(**values)
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+def link_in_words(link: str) -> str:
+    """A report's ``link`` for people, who must not take an emulated one for a real one."""
+    return f"{link} link" if link == REAL_LINK else f"link {link}"
 
 
-def _commit() -> str:
-    """The checkout's commit, ``+`` behind it where it was changed; empty outside a checkout."""
-    here = Path(__file__).parent
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew the first token of one model a wiring, and speedups of medians."""
+    values["input_len"] = values.pop("prompt_tokens")
+    values["iterations"] = values.pop("repetitions")
+    values["results"] = [{"label": entry["wiring"], **entry} for entry in values["results"]]
+    return values
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments],  # noqa: S607  git is found on the path
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
 
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def _not_a_report(path: Path) -> KrakenError:
+    return KrakenError(f"{path} is not a latency report of this version: measure again")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from krakenlm.cli import convert, demo, derive, generate, perplexity, prepare, train
+from krakenlm.cli import bench, convert, demo, derive, generate, perplexity, prepare, train
 from krakenlm.errors import KrakenError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for command in (
     convert.convert,
 ):
     app.command()(command)
+app.add_typer(bench.app)
 
 # Options that take several values after one flag, as in `--text a.txt b.txt`.
 MANY_VALUED = ("--text",)

@@ -115,8 +115,8 @@ def _latency_rows(report: LatencyReport) -> list[tuple[str, ...]]:
             f"{result.ttft_ms.median:.2f}",
             f"{result.ttft_ms.p10:.2f} to {result.ttft_ms.p90:.2f}",
             f"{result.no_comm_ttft_ms.median:.2f}",
-            f"{result.speedup:.2f}x",
-            f"{0.0 - result.reduction_percent:+.1f}%",
+            "" if result.speedup is None else f"{result.speedup:.2f}x",
+            "" if result.reduction_percent is None else f"{0.0 - result.reduction_percent:+.1f}%",
         )
         for result in report.results
     ]
@@ -152,7 +152,7 @@ def _page(findings: Findings, histories: dict[str, Any], pictures: dict[str, Pat
         ),
         latencies=_html_table(_LATENCY_HEADINGS, _latency_rows(latency)),
         title=html.escape(latency.title),
-        repetitions=latency.repetitions,
+        repetitions=latency.iterations,
         prompt=html.escape(sample.prompt),
         answer=html.escape(sample.answer),
         agree="the same" if sample.greedy_tokens_agree else "NOT the same",

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from krakenlm.bench import first_token
+from krakenlm.bench import latency
+from krakenlm.bench.models import Contender
 from krakenlm.bench.results import LatencyReport
 from krakenlm.config import WiringName, count_parameters
 from krakenlm.console import notes, progress_bar
@@ -19,7 +20,8 @@ from krakenlm.demo.plan import DEVICES, Plan
 from krakenlm.errors import KrakenError
 from krakenlm.eval.perplexity import PerplexityResult, perplexity
 from krakenlm.files import write_json
-from krakenlm.parallel.generation import Request, Token, generate_tokens
+from krakenlm.parallel.engine import EngineOptions
+from krakenlm.parallel.generation import Ranks, Request, Step, generate_tokens
 from krakenlm.parallel.sampling import Sampling
 from krakenlm.parallel.trace import Event
 from krakenlm.train.run_folder import RunFolder
@@ -148,21 +150,28 @@ def time_first_token(
         recorded = json.loads(timeline_file.read_text(encoding="utf-8"))
         timelines = {w: [Event(*event) for event in events] for w, events in recorded.items()}
         return LatencyReport.load(report_file), timelines
-    configs = plan.models(manifest.vocab_size)
+    models = plan.models(manifest.vocab_size)
+    setup = latency.Setup(
+        devices=DEVICES,
+        input_len=plan.prompt_tokens,
+        output_len=1,
+        iterations=plan.repetitions,
+        warm_up=2,
+        dtype="float32",
+        device="cpu",
+        record=True,
+    )
     with progress_bar() as bar:
-        task = bar.add_task(
-            f"timing the first token on {DEVICES} processes",
-            total=first_token.rounds_of(plan.repetitions),
+        task = bar.add_task(f"timing the first token on {DEVICES} processes", total=setup.rounds)
+        measured = latency.measure(
+            [Contender(config=config, label=wiring) for wiring, config in models.items()],
+            setup,
+            title=f"{count_parameters(models['standard']) / 1e6:.1f}M parameters, "
+            f"{plan.prompt_tokens}-token prompt, {DEVICES} processes, float32",
+            on_round=lambda: bar.advance(task),
         )
-        report, timelines = first_token.measure(
-            {str(wiring): config for wiring, config in configs.items()},
-            title=f"{count_parameters(configs['standard']) / 1e6:.1f}M parameters, "
-            f"{plan.prompt_tokens}-token prompt, {DEVICES} processes over gloo, float32",
-            devices=DEVICES,
-            prompt_tokens=plan.prompt_tokens,
-            repetitions=plan.repetitions,
-            on_repetition=lambda: bar.advance(task),
-        )
+    assert measured is not None, "the demo starts its own ranks"
+    report, timelines = measured
     write_json(timeline_file, timelines)
     write_json(report_file, report.to_json())
     return report, timelines
@@ -171,17 +180,18 @@ def time_first_token(
 def _generate(
     model: Path, prompt: list[int], count: int, sampling: Sampling, devices: int
 ) -> list[int]:
-    tokens: list[Token] = []
+    steps: list[Step] = []
     request = Request(
         directory=model,
-        prompt=prompt,
+        prompts=[prompt],
         max_new_tokens=count,
         sampling=sampling,
         eos_token_ids=frozenset(),
         dtype="float32",
+        options=EngineOptions(),
     )
-    generate_tokens(request, devices=devices, device_type="cpu", on_token=tokens.append)
-    return [token.id for token in tokens]
+    generate_tokens(request, Ranks(devices, "cpu"), steps.append)
+    return [step.tokens[0] for step in steps]
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

@@ -5,6 +5,7 @@ layer of H query heads and G key and value heads. The core (scores, softmax, cac
 ``SdpaCore`` here, Hugging Face's in ``integrations.hf``. Shape letters: see ``krakenlm.model``.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -33,11 +34,34 @@ class Rotary(NamedTuple):
     sin: Tensor
 
 
+class Keep:
+    """One position of each sequence: the only one that matters behind the last layer's attention.
+
+    Args:
+        rows: which of the new tokens, by sequence.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self._rows = list(rows)
+        self._same = len(set(rows)) == 1
+
+    def __call__(self, x_SBTD: Tensor) -> Tensor:
+        """Cut a stream down to [S, B, 1, D]."""
+        if self._same:
+            return x_SBTD[:, :, self._rows[0], None]
+        return torch.stack([x_SBTD[:, b, row, None] for b, row in enumerate(self._rows)], dim=1)
+
+    def queries(self, q_BHTE: Tensor) -> Tensor:
+        """Cut queries down to [B, H, 1, E]."""
+        return self(q_BHTE.transpose(0, 1)).transpose(0, 1)
+
+
 class AttentionContext(NamedTuple):
-    """What one forward pass fixes for all layers."""
+    """What one forward pass fixes for a layer."""
 
     core: AttentionCore
     rotary: Rotary | None
+    keep: Keep | None = None
 
 
 class Attention(nn.Module):
@@ -85,6 +109,8 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q_BHTE = apply_rotary(q_BHTE, context.rotary)
             k_BGTE = apply_rotary(k_BGTE, context.rotary)
+        if context.keep is not None:
+            q_BHTE = context.keep.queries(q_BHTE)
         o_BTHE = context.core(self, q_BHTE, k_BGTE, v_BGTE)
         batch, tokens = o_BTHE.shape[:2]
         o_KBTI = o_BTHE.reshape(batch, tokens, -1, self.widths[0]).movedim(2, 0)
@@ -105,16 +131,21 @@ class Attention(nn.Module):
 class SdpaCore:
     """PyTorch's scaled dot product, causal, with an optional static cache.
 
-    Sequences of one batch have the same length here; padded batches go through Hugging Face's.
+    The plain reference of every faster core. Sequences of one batch have the same length here.
+
+    Args:
+        cache: where keys and values go; without one each pass stands alone.
+        start: tokens in the cache already.
     """
 
-    def __init__(self, cache: KVCache | None = None) -> None:
+    def __init__(self, cache: KVCache | None = None, start: int = 0) -> None:
         self._cache = cache
+        self._start = start
 
     def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
         """Attend to the cache and to the new tokens up to each query's own position."""
         if self._cache is not None:
-            k_BGTE, v_BGTE = self._cache.update(module.layer_index, k_BGTE, v_BGTE)
+            k_BGTE, v_BGTE = self._cache.store(module.layer_index, self._start, k_BGTE, v_BGTE)
         queries, keys = q_BHTE.shape[2], k_BGTE.shape[2]
         mask = None
         if 1 < queries < keys:

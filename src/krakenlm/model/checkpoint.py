@@ -1,4 +1,4 @@
-"""The canonical checkpoint, read in slices: a rank opens only the rows and columns it holds.
+"""The canonical checkpoint, read in slices: a rank reads only the rows and columns it holds.
 
 A checkpoint is a folder with ``config.json`` and ``model.safetensors`` (or its numbered parts with
 an index), as ``KrakenForCausalLM.save_pretrained`` and ``krakenlm convert`` write it. Nothing is
@@ -8,7 +8,7 @@ ever unpickled.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,8 +20,21 @@ from krakenlm.model.shard import Shard
 
 _FLOATING = ("F64", "F32", "BF16", "F16")
 
-_Piece = tuple[int, int, int]
-"""A branch, and the first and last-plus-one row or column within it."""
+
+class _Piece(NamedTuple):
+    """A run of rows or columns within each of some neighbouring branches."""
+
+    branches: slice
+    start: int
+    end: int
+
+    @property
+    def within(self) -> slice:
+        return slice(self.start, self.end)
+
+    def scaled(self, size: int, offset: int) -> "_Piece":
+        """The run behind ``offset`` where each of these rows or columns is ``size`` of them."""
+        return _Piece(self.branches, offset + self.start * size, offset + self.end * size)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -54,7 +67,9 @@ def read_eos_token_ids(directory: Path) -> frozenset[int]:
 
 
 def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state of one rank's ``Decoder``, plus ``lm_head.weight`` where it is not tied.
+    """The state of one rank's ``Decoder``, plus its rows of ``lm_head.weight`` where not tied.
+
+    Beside what it returns, it needs the memory of one tensor's part at a time.
 
     Args:
         directory: the checkpoint folder.
@@ -94,6 +109,10 @@ class _Tensors:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files, and with them of the memory that their pages take."""
         self._open.clear()
 
     def slice_of(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -154,20 +173,24 @@ class _ShardReader:
         if config.traits.conjunction:
             yield self._branches("conjunction.weight", config.num_sublayers, d, d)
             if config.bias:
-                yield self._counted_once("conjunction.bias", 1, d)
+                # Summed over ranks with other sub-layers: the first of them brings it.
+                yield self._bias("conjunction.bias", self._shard.first == 0, 1, d)
         yield from self._norm("norm.", streams=1)
         if not config.tie_word_embeddings:
-            lazy = self._tensors.slice_of("lm_head.weight", (config.vocab_size, d))
-            yield "lm_head.weight", self._cast(lazy[:])
+            rows = slice(self._shard.head_rows.start, self._shard.head_rows.stop)
+            shape = (config.vocab_size, d)
+            yield "lm_head.weight", self._copy("lm_head.weight", shape, [(rows,)], axis=0)
 
     def _layer(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        config = self._config
+        config, shard = self._config, self._shard
         n, d = config.num_sublayers, config.hidden_size
         query = config.heads_per_sublayer * config.head_dim
         key = config.kv_heads_per_sublayer * config.head_dim
         up = config.ffn_dim * (2 if config.activation == "swiglu" else 1)
         for norm in ("norm_1.", "norm_2.")[: config.traits.norms_per_layer]:
             yield from self._norm(prefix + norm, streams=config.num_streams)
+        # A bias behind a sum over ranks: the first of these ranks brings it.
+        brings_bias = (shard.tensor_index if config.traits.own_streams else shard.first) == 0
         for name, outputs, inputs, rows, columns in (
             ("attention.qkv", query + 2 * key, d, self._qkv_rows(), None),
             ("attention.output", d, query, None, self._head_columns()),
@@ -175,19 +198,15 @@ class _ShardReader:
             ("feed_forward.down", d, config.ffn_dim, None, self._ffn_columns()),
         ):
             weight, bias = f"{prefix}{name}.weight", f"{prefix}{name}.bias"
-            if config.traits.own_streams:
-                yield self._branches(weight, n, outputs, inputs)
+            if rows is not None:
+                yield self._cut(weight, (n, outputs, inputs), rows, axis=1)
                 if config.bias:
-                    yield self._branches(bias, n, outputs)
-            elif rows is not None:
-                yield self._cut(weight, (n, outputs, inputs), rows, axis=0)
-                if config.bias:
-                    yield self._cut(bias, (n, outputs), rows, axis=0)
+                    yield self._cut(bias, (n, outputs), rows, axis=1)
             else:
                 assert columns is not None
-                yield self._cut(weight, (n, outputs, inputs), columns, axis=1)
+                yield self._cut(weight, (n, outputs, inputs), columns, axis=2)
                 if config.bias:
-                    yield self._counted_once(bias, 1, outputs)
+                    yield self._bias(bias, brings_bias, config.num_streams, outputs)
 
     def _norm(self, prefix: str, streams: int) -> Iterator[tuple[str, Tensor]]:
         config = self._config
@@ -198,67 +217,92 @@ class _ShardReader:
             yield read(prefix + "bias", streams, config.hidden_size)
 
     def _whole(self, name: str, *shape: int) -> tuple[str, Tensor]:
-        return name, self._cast(self._tensors.slice_of(f"model.{name}", shape)[:])
+        return name, self._copy(f"model.{name}", shape, [(slice(None),)], axis=0)
 
     def _branches(self, name: str, *shape: int) -> tuple[str, Tensor]:
         """The sub-layers held, from the leading axis."""
-        lazy = self._tensors.slice_of(f"model.{name}", shape)
-        return name, self._cast(lazy[self._shard.first : self._shard.end])
+        return name, self._copy(f"model.{name}", shape, [(self._sublayers(),)], axis=0)
 
-    def _counted_once(self, name: str, *shape: int) -> tuple[str, Tensor]:
-        """A bias added to a sum over ranks: the first rank brings it, the others bring zero."""
-        if self._shard.first == 0:
-            return self._whole(name, *shape)
-        return name, torch.zeros(shape, dtype=self._dtype)
+    def _bias(self, name: str, brings: bool, *shape: int) -> tuple[str, Tensor]:
+        """A bias added to a sum over ranks: one of them brings it, the others bring zeros."""
+        read = self._branches if shape[0] > 1 else self._whole
+        if brings:
+            return read(name, *shape)
+        rows = self._shard.count if shape[0] > 1 else 1
+        return name, torch.zeros(rows, *shape[1:], dtype=self._dtype)
 
     def _cut(
         self, name: str, shape: tuple[int, ...], pieces: Sequence[_Piece], axis: int
     ) -> tuple[str, Tensor]:
-        """Rows (axis 0) or columns (axis 1) of several branches, merged into one branch."""
-        lazy = self._tensors.slice_of(f"model.{name}", shape)
-        if axis == 0:
-            parts = [lazy[branch : branch + 1, start:end] for branch, start, end in pieces]
-        else:
-            parts = [lazy[branch : branch + 1, :, start:end] for branch, start, end in pieces]
-        return name, self._cast(torch.cat(parts, dim=axis + 1))
+        """Rows (axis 1) or columns (axis 2) of the branches held, side by side."""
+        between = (slice(None),) * (axis - 1)
+        indices = [(piece.branches, *between, piece.within) for piece in pieces]
+        return name, self._copy(f"model.{name}", shape, indices, axis)
+
+    def _copy(
+        self, name: str, shape: tuple[int, ...], indices: Sequence[tuple[slice, ...]], axis: int
+    ) -> Tensor:
+        """Parts of a tensor joined along an axis, in memory of their own.
+
+        A part that is read is a view of the mapped file. To keep it, even as a whole, would keep
+        the mapping, and with it every page that any other tensor was read through.
+        """
+        lazy = self._tensors.slice_of(name, shape)
+        shapes = [_shape_of_part(index, shape) for index in indices]
+        joined = list(shapes[0])
+        joined[axis] = sum(part[axis] for part in shapes)
+        tensor = torch.empty(joined, dtype=self._dtype)
+        start = 0
+        for index, part in zip(indices, shapes, strict=True):
+            if part[axis]:
+                tensor.narrow(axis, start, part[axis]).copy_(lazy[index])
+            start += part[axis]
+        self._tensors.close()
+        return tensor
+
+    def _sublayers(self) -> slice:
+        return slice(self._shard.first, self._shard.end)
 
     def _qkv_rows(self) -> list[_Piece]:
         """All queries, then all keys, then all values, of the heads held."""
-        config, shard = self._config, self._shard
-        groups = config.kv_heads_per_sublayer
-        queries_per_group = config.heads_per_sublayer // groups
+        config = self._config
         query = config.heads_per_sublayer * config.head_dim
-        key = groups * config.head_dim
-        held = _within_branches(range(shard.first, shard.end), groups, config.num_sublayers)
-        pieces = []
-        for offset, rows_per_group in (
-            (0, queries_per_group * config.head_dim),
-            (query, config.head_dim),
-            (query + key, config.head_dim),
-        ):
-            pieces += [
-                (branch, offset + start * rows_per_group, offset + end * rows_per_group)
-                for branch, start, end in held
-            ]
-        return pieces
+        key = config.kv_heads_per_sublayer * config.head_dim
+        held = self._held(self._shard.kv_heads, config.kv_heads_per_sublayer)
+        return [
+            piece.scaled(rows_per_group, offset)
+            for offset, rows_per_group in (
+                (0, query // config.kv_heads_per_sublayer),
+                (query, config.head_dim),
+                (query + key, config.head_dim),
+            )
+            for piece in held
+        ]
 
     def _head_columns(self) -> list[_Piece]:
         queries_keys_values = self._qkv_rows()
         return queries_keys_values[: len(queries_keys_values) // 3]
 
     def _ffn_columns(self) -> list[_Piece]:
-        config = self._config
-        return _within_branches(self._shard.ffn_columns, config.ffn_dim, config.num_sublayers)
+        return self._held(self._shard.ffn_columns, self._config.ffn_dim)
 
     def _up_rows(self) -> list[_Piece]:
         columns = self._ffn_columns()
         if self._config.activation != "swiglu":
             return columns
         behind_gate = self._config.ffn_dim
-        return columns + [(b, behind_gate + start, behind_gate + end) for b, start, end in columns]
+        return columns + [piece.scaled(1, behind_gate) for piece in columns]
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtype)
+    def _held(self, held: range, size: int) -> list[_Piece]:
+        """Where ``held`` lies: the same in each sub-layer, or a run over all branches."""
+        if self._config.traits.own_streams:
+            return [_Piece(self._sublayers(), held.start, held.stop)]
+        return _within_branches(held, size, self._config.num_sublayers)
+
+
+def _shape_of_part(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    lengths = [len(range(size)[part]) for part, size in zip(index, shape, strict=False)]
+    return (*lengths, *shape[len(index) :])
 
 
 def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
@@ -268,7 +312,7 @@ def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
         start = max(held.start - branch * size, 0)
         end = min(held.stop - branch * size, size)
         if start < end:
-            pieces.append((branch, start, end))
+            pieces.append(_Piece(slice(branch, branch + 1), start, end))
     return pieces
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from krakenlm.config import ModelConfig
-from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, rotary
+from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep, rotary
 from krakenlm.model.feed_forward import FeedForward
 from krakenlm.model.layers import BranchLinear, Norm
 from krakenlm.model.reduce import Reducer
-from krakenlm.model.wiring import WIRING_FUNCTIONS, Block
+from krakenlm.model.wiring import WIRING_FUNCTIONS, Block, Pass, run
 
 BlockWrapper = Callable[[int, Block], Block]
 
@@ -46,7 +46,8 @@ class Layer(nn.Module):
     def attend_and_feed(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
         """Attention and feed-forward network on one norm's output, branches_KBTD."""
         normal_SBTD = self.norm_1(x_SBTD)
-        return self.attention(normal_SBTD, context) + self.feed_forward(normal_SBTD)
+        kept_SBTD = normal_SBTD if context.keep is None else context.keep(normal_SBTD)
+        return self.attention(normal_SBTD, context) + self.feed_forward(kept_SBTD)
 
 
 class Decoder(nn.Module):
@@ -99,6 +100,32 @@ class Decoder(nn.Module):
         Returns:
             Hidden states h_BTD behind the final norm.
         """
+        return self.finish(run(self.steps(x_BTD, positions_BT, core, reducer, wrap=wrap)))
+
+    def steps(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        core: AttentionCore,
+        reducer: Reducer,
+        *,
+        wrap: BlockWrapper | None = None,
+        keep: Keep | None = None,
+    ) -> Pass:
+        """All layers as a pass for ``wiring.run`` or ``wiring.interleave``.
+
+        Args:
+            x_BTD: as in ``forward``, like the arguments not named here.
+            positions_BT: as there.
+            core: as there; with ``keep`` it meets fewer queries than keys in the last layer.
+            reducer: as there.
+            wrap: as there.
+            keep: the positions that matter behind the last layer's attention: for the next
+                token, each prompt's last.
+
+        Returns:
+            A pass whose result is x_1BTD before ``finish``.
+        """
         config = self.config
         turns = None
         if config.position == "learned":
@@ -106,14 +133,22 @@ class Decoder(nn.Module):
         else:
             turns = rotary(positions_BT, config.head_dim, config.rope_theta)
         x_BTD = F.dropout(x_BTD, config.dropout, self.training)
-        context = AttentionContext(core, turns)
         recompute = self.gradient_checkpointing and self.training
-        blocks: list[Block] = [_BoundLayer(layer, context, recompute) for layer in self._layers()]
+        whole, last = AttentionContext(core, turns, None), AttentionContext(core, turns, keep)
+        final = config.num_hidden_layers - 1
+        blocks: list[Block] = [
+            _BoundLayer(layer, last if index == final else whole, recompute)
+            for index, layer in enumerate(self._layers())
+        ]
         if wrap is not None:
             blocks = [wrap(index, block) for index, block in enumerate(blocks)]
         wiring = WIRING_FUNCTIONS[config.wiring]
-        x_1BTD = wiring(blocks, x_BTD.unsqueeze(0), reducer, self._join)
-        return self.norm(x_1BTD).squeeze(0)
+        return wiring(blocks, x_BTD.unsqueeze(0), reducer, self._join)
+
+    def finish(self, x_1BTD: Tensor) -> Tensor:
+        """What the output head reads, h_BTD."""
+        h_BTD: Tensor = self.norm(x_1BTD)
+        return h_BTD.squeeze(0)
 
     def _layers(self) -> Iterable[Layer]:
         return self.layers  # type: ignore[return-value]
@@ -130,6 +165,10 @@ class _BoundLayer:
         self._layer = layer
         self._context = context
         self._recompute = recompute
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        keep = self._context.keep
+        return x_SBTD if keep is None else keep(x_SBTD)
 
     def attend(self, x_SBTD: Tensor) -> Tensor:
         return self._run(self._layer.attend, x_SBTD, self._context)

@@ -3,6 +3,8 @@
 Shape letters: see ``krakenlm.model``.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,14 +23,16 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, output_std: float) -> None:
         super().__init__()
         branches = config.num_sublayers
-        self.gated = config.activation == "swiglu"
+        self.activate: Callable[[Tensor], Tensor] = (
+            swiglu if config.activation == "swiglu" else gelu
+        )
         self.dropout = config.dropout
         self.own_streams = config.traits.own_streams
         # With SwiGLU the gate's rows come first, then the up map's.
         self.up = BranchLinear(
             branches,
             config.hidden_size,
-            config.ffn_dim * (2 if self.gated else 1),
+            config.ffn_dim * (2 if config.activation == "swiglu" else 1),
             branches if config.bias else 0,
             config.initializer_range,
         )
@@ -42,15 +46,21 @@ class FeedForward(nn.Module):
 
     def forward(self, x_SBTD: Tensor) -> Tensor:
         """What the network adds to each branch, as branches_KBTD."""
-        up_KBTF = self.up(x_SBTD)
-        if self.gated:
-            gate_KBTF, up_KBTF = up_KBTF.chunk(2, dim=-1)
-            inner_KBTF = F.silu(gate_KBTF) * up_KBTF
-        else:
-            inner_KBTF = F.gelu(up_KBTF, approximate="tanh")
+        inner_KBTF = self.activate(self.up(x_SBTD))
         return branch_dropout(
             self.down(inner_KBTF),
             self.dropout,
             training=self.training,
             own_streams=self.own_streams,
         )
+
+
+def gelu(up_KBTF: Tensor) -> Tensor:
+    """GELU in its tanh form, as GPT-2 has it."""
+    return F.gelu(up_KBTF, approximate="tanh")
+
+
+def swiglu(gate_and_up_KBTF: Tensor) -> Tensor:
+    """silu(gate) * up, from both side by side."""
+    gate_KBTF, up_KBTF = gate_and_up_KBTF.chunk(2, dim=-1)
+    return F.silu(gate_KBTF) * up_KBTF

@@ -4,9 +4,13 @@ Each is one function over the same blocks. A block's ``attend`` normalises its i
 attention, ``feed`` normalises and applies the feed-forward network; both return what each local
 branch adds, without the residual. Sums over branches go through the Reducer. Nothing else in the
 package asks which architecture it runs.
+
+A wiring is a generator: it hands out each pending sum where it needs it, is sent the sum, and at
+last hands out the result.
+``run`` waits for it on the spot; ``interleave`` lets other parts of the prompt compute meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -16,7 +20,15 @@ from krakenlm.model.reduce import Pending, Reducer
 
 
 class Block(Protocol):
-    """One layer as a wiring sees it, bound to positions, cache and mask."""
+    """One layer as a wiring sees it, bound to positions, cache and mask.
+
+    Where only some positions matter behind the last layer, its ``attend`` and ``attend_and_feed``
+    return those alone, and ``keep`` takes the same positions of the residual stream.
+    """
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        """The positions that go on behind this layer's attention: all but in the last layer."""
+        ...
 
     def attend(self, x_SBTD: Tensor) -> Tensor:
         """Attn_i(LN1_i(x)) for each local branch, as branches_KBTD."""
@@ -32,10 +44,40 @@ class Block(Protocol):
 
 
 Join = Callable[[Tensor], Tensor]
-Wiring = Callable[[Sequence[Block], Tensor, Reducer, Join], Tensor]
+Pass = Generator[Pending | Tensor, Tensor, None]
+Wiring = Callable[[Sequence[Block], Tensor, Reducer, Join], Pass]
 
 
-def kraken(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Tensor:
+def run(steps: Pass) -> Tensor:
+    """One pass from beginning to end: each sum is awaited where the wiring needs it."""
+    step = next(steps)
+    while not isinstance(step, Tensor):
+        step = steps.send(step.wait())
+    return step
+
+
+def interleave(passes: Sequence[Pass]) -> list[Tensor]:
+    """Several passes of one wiring in turn, each running until it needs a sum.
+
+    While one pass's sum is under way, the others compute: a chunk of a prompt hides its AllReduces
+    behind the other chunks as well as behind its own attention. The passes begin their sums in the
+    same order on every rank, and each layer of an earlier pass attends before the same layer of a
+    later one, so that later chunks find its keys and values.
+    """
+    results: list[Tensor] = []
+    waiting = [(steps, next(steps)) for steps in passes]
+    while waiting:
+        still_waiting = []
+        for steps, step in waiting:
+            if isinstance(step, Tensor):
+                results.append(step)  # passes of one wiring end in the order they began
+            else:
+                still_waiting.append((steps, steps.send(step.wait())))
+        waiting = still_waiting
+    return results
+
+
+def kraken(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """Kraken (arXiv 2408.07802, section 3): each sub-layer keeps a stream y_i of its own.
 
     The sum S of all streams is under way while attention reads y_i; only the feed-forward network
@@ -43,42 +85,46 @@ def kraken(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
     """
     y_KBTD = x_1BTD
     for index, block in enumerate(blocks):
-        streams = reducer.begin(y_KBTD) if index else None
+        kept_KBTD = block.keep(y_KBTD)
+        streams = reducer.begin(kept_KBTD) if index else None
         a_KBTD = block.attend(y_KBTD)
-        h_KBTD = y_KBTD + a_KBTD
-        z_KBTD = h_KBTD if streams is None else a_KBTD + streams.wait()
+        h_KBTD = kept_KBTD + a_KBTD
+        z_KBTD = h_KBTD if streams is None else a_KBTD + (yield streams)
         y_KBTD = h_KBTD + block.feed(z_KBTD)
-    return reducer.begin(join(y_KBTD)).wait()
+    yield (yield reducer.begin(join(y_KBTD)))
 
 
-def standard(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Tensor:
+def standard(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """GPT-2's pre-norm layer under tensor parallelism: two exposed sums a layer."""
     for block in blocks:
-        x_1BTD = x_1BTD + reducer.begin(block.attend(x_1BTD)).wait()
-        x_1BTD = x_1BTD + reducer.begin(block.feed(x_1BTD)).wait()
-    return join(x_1BTD)
+        x_1BTD = block.keep(x_1BTD) + (yield reducer.begin(block.attend(x_1BTD)))
+        x_1BTD = x_1BTD + (yield reducer.begin(block.feed(x_1BTD)))
+    yield join(x_1BTD)
 
 
-def parallel(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Tensor:
+def parallel(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """Attention and feed-forward side by side (GPT-J, PaLM): one exposed sum a layer."""
     for block in blocks:
-        x_1BTD = x_1BTD + reducer.begin(block.attend_and_feed(x_1BTD)).wait()
-    return join(x_1BTD)
+        begun = reducer.begin(block.attend_and_feed(x_1BTD))
+        x_1BTD = block.keep(x_1BTD) + (yield begun)
+    yield join(x_1BTD)
 
 
-def ladder(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Tensor:
+def ladder(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """Ladder Residual (arXiv 2501.06589): each half block reads x without its predecessor's part.
 
     So that part's sum is under way while the half block runs: x_i = x_{i-1} + h_i(x_{i-2}).
     """
-    previous: Pending | None = None
+    fed: Pending | None = None
     for block in blocks:
-        for half_block in (block.attend, block.feed):
-            begun = reducer.begin(half_block(x_1BTD))
-            if previous is not None:
-                x_1BTD = x_1BTD + previous.wait()
-            previous = begun
-    return join(x_1BTD if previous is None else x_1BTD + previous.wait())
+        attended = reducer.begin(block.attend(x_1BTD))
+        if fed is not None:
+            x_1BTD = x_1BTD + (yield fed)
+        x_1BTD = block.keep(x_1BTD)
+        fed = reducer.begin(block.feed(x_1BTD))
+        x_1BTD = x_1BTD + (yield attended)
+    assert fed is not None, "a model has a layer"
+    yield join(x_1BTD + (yield fed))
 
 
 WIRING_FUNCTIONS: dict[WiringName, Wiring] = {

@@ -1,12 +1,91 @@
-"""The Reducer across ranks: local branches are summed, then an asynchronous AllReduce.
+"""Sums over ranks: what every transport offers, and PyTorch's process groups as one of them.
 
-Shape letters: see ``krakenlm.model``.
+Shape letters: see ``krakenlm.model``; R is the ranks of a group.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from krakenlm.model.reduce import LocalReducer, Pending, Ready, Reducer
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that sum together.
+
+    Attributes:
+        index: this rank's place among them.
+        size: how many they are.
+        handle: their process group; None is the default one.
+    """
+
+    index: int
+    size: int
+    handle: dist.ProcessGroup | None = None
+
+
+class Collective(Reducer, Protocol):
+    """A Reducer across ranks that can also gather small tensors.
+
+    All ranks of a group call the same methods in the same order, with tensors of one shape. Sums
+    are awaited in the order they were begun, and have the same bits on every rank.
+    """
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        """Sum the branches held here and start the sum over ranks."""
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Every rank's ``x`` in rank order, stacked along a new first axis."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the transport holds; nothing may be under way."""
+        ...
+
+
+def sum_branches(branches_KBTD: Tensor, out_1BTD: Tensor) -> None:
+    """Write the sum over the leading axis into a message buffer."""
+    if branches_KBTD.shape[0] == 1:
+        out_1BTD.copy_(branches_KBTD)
+    else:
+        torch.sum(branches_KBTD, dim=0, keepdim=True, out=out_1BTD)
+
+
+class Alone(LocalReducer):
+    """The collective of a single rank."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The tensor itself, as the only row."""
+        return x.unsqueeze(0)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class WithoutCommunication:
+    """Leaves the exchange out: wrong numbers in the time that compute alone takes.
+
+    The bound for any overlap. Gathered tensors are this rank's own, once for each rank.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+
+    def begin(self, branches_KBTD: Tensor) -> Ready:
+        """Sum what is held here, and no more."""
+        return LocalReducer().begin(branches_KBTD)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """This rank's tensor in everybody's place."""
+        return x.unsqueeze(0).expand(self._ranks, *x.shape)
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class InFlight(NamedTuple):
@@ -21,18 +100,29 @@ class InFlight(NamedTuple):
         return self.total_1BTD
 
 
-class CollectiveReducer:
-    """Sums over the branches held here and over all ranks of the default process group.
+class ProcessGroupReducer:
+    """Sums with the process group's own AllReduce: gloo between CPUs, NCCL between GPUs.
 
-    On several GPUs the same code runs over NCCL; that has not been run yet.
+    NCCL runs on a stream of its own, beside compute, and can be captured in a CUDA graph. On
+    several GPUs this code has not been run yet.
     """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
 
     def begin(self, branches_KBTD: Tensor) -> InFlight:
         """Start the AllReduce on a buffer of its own, since ``branches_KBTD`` is still read."""
-        if branches_KBTD.shape[0] == 1:
-            total_1BTD = branches_KBTD.clone()
-        else:
-            total_1BTD = branches_KBTD.sum(dim=0, keepdim=True)
-        work = dist.all_reduce(total_1BTD, async_op=True)
+        total_1BTD = torch.empty_like(branches_KBTD[:1])
+        sum_branches(branches_KBTD, total_1BTD)
+        work = dist.all_reduce(total_1BTD, group=self._group.handle, async_op=True)
         assert work is not None
         return InFlight(total_1BTD, work)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Every rank's ``x``, stacked."""
+        gathered = x.new_empty((self._group.size, *x.shape))
+        dist.all_gather(list(gathered.unbind()), x.contiguous(), group=self._group.handle)
+        return gathered
+
+    def close(self) -> None:
+        """The process group belongs to whoever made it."""

@@ -1,113 +1,193 @@
 """The inference engine: one rank's part of a model, prefill, and decoding token by token.
 
-Shape letters: see ``krakenlm.model``; V is the vocabulary.
+Shape letters: see ``krakenlm.model``; V is this rank's slice of the vocabulary.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.model.attention import SdpaCore
-from krakenlm.model.cache import KVCache
 from krakenlm.model.checkpoint import read_config, read_shard
 from krakenlm.model.decoder import BlockWrapper, Decoder
-from krakenlm.model.reduce import LocalReducer, Reducer
-from krakenlm.model.shard import split
-from krakenlm.parallel.collective import CollectiveReducer
+from krakenlm.model.packed import PackedMatrix, can_pack, pack
+from krakenlm.model.shard import Shard, split, units_of
+from krakenlm.model.wiring import Block, run
+from krakenlm.parallel.capture import Recordable, not_recorded
+from krakenlm.parallel.collective import Group, ProcessGroupReducer
+from krakenlm.parallel.connect import Connections, Transport, connect
 from krakenlm.parallel.launch import Rank
+from krakenlm.parallel.links import Link
+from krakenlm.parallel.placement import balance, measure_unit
+from krakenlm.parallel.requests import check_request, refuse_not_finite
 from krakenlm.parallel.sampling import Sampler, Sampling
+from krakenlm.parallel.session import BUCKET, Session
+from krakenlm.parallel.tensor_parallel import PartialBlock
+
+_TYPICAL_PROMPT = 512
+"""Tokens with which ranks are timed for ``placement="auto"``."""
+
+Placement = tuple[int, ...] | Literal["auto"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How a model is spread out and run; the defaults suit the machine at hand.
+
+    Attributes:
+        placement: units of each group of ranks, ``auto`` to measure the ranks and balance them,
+            or None for as even as possible (see ``krakenlm.model.shard.split``).
+        tensor_parallel: ranks that share each Kraken sub-layer.
+        transport: what carries messages (see ``krakenlm.parallel.connect``).
+        link: emulate this link; None uses what is there.
+        prefill_chunks: parts of a prompt that hide their AllReduces behind one another.
+        capture: replay decode passes instead of running them anew.
+        pack: linear maps in oneDNN's layout, on CPUs that have it.
+    """
+
+    placement: Placement = None
+    tensor_parallel: int = 1
+    transport: Transport = "auto"
+    link: Link | None = None
+    prefill_chunks: int = 1
+    capture: bool = True
+    pack: bool = True
+
+    def __post_init__(self) -> None:
+        if self.prefill_chunks < 1:
+            raise KrakenError(f"--prefill-chunks {self.prefill_chunks}: needs 1 or more")
 
 
 class Engine:
     """Runs one rank's part of a model; all ranks call the same methods in the same order.
 
-    Every rank holds the embeddings, the final norm and the head; each ends a forward pass with
-    the same hidden states, so rank 0 may choose the token for all.
+    Every rank holds the embeddings and the final norm, and of the head the rows of its slice of
+    the vocabulary. Each ends a pass with the same hidden states.
 
     Args:
         decoder: this rank's part, evaluated only.
-        head_VD: the output head's weight.
+        head_VD: its rows of the output head.
+        shard: which part that is.
         rank: this rank.
-        reducer: sums across ranks; by default what ``rank.size`` calls for.
+        connections: its sums over ranks.
+        options: how it runs.
     """
 
     def __init__(
-        self, decoder: Decoder, head_VD: Tensor, rank: Rank, reducer: Reducer | None = None
+        self,
+        decoder: Decoder,
+        head_VD: Tensor,
+        shard: Shard,
+        rank: Rank,
+        connections: Connections,
+        options: EngineOptions,
     ) -> None:
         self.decoder = decoder.eval()
-        self.head_VD = head_VD
+        self.shard = shard
         self.rank = rank
-        self.reducer = reducer or (CollectiveReducer() if rank.size > 1 else LocalReducer())
+        self.connections = connections
+        self.options = options
+        self.dtype = head_VD.dtype
+        self.head = _head(head_VD, options)
+        self._idle: Session | None = None
 
     @classmethod
-    def load(cls, directory: Path, rank: Rank, dtype: torch.dtype) -> "Engine":
+    def load(
+        cls, directory: Path, rank: Rank, dtype: torch.dtype, options: EngineOptions | None = None
+    ) -> "Engine":
         """Read this rank's slices of a checkpoint.
 
         Raises:
             KrakenError: see ``krakenlm.model.checkpoint`` and ``krakenlm.model.shard``.
         """
-        shard = split(read_config(directory), rank.size)[rank.index]
+        options = options or EngineOptions()
+        config = read_config(directory)
+        shard = place(config, rank, dtype, options)
         state = read_shard(directory, shard, dtype)
-        head_VD = state.pop("lm_head.weight", state["embed_tokens.weight"])
+        head_VD = state.pop("lm_head.weight", None)
+        if head_VD is None:
+            rows = shard.head_rows
+            head_VD = state["embed_tokens.weight"][rows.start : rows.stop]
         with torch.device("meta"):
             decoder = Decoder(shard.local_config)
         decoder.load_state_dict(state, assign=True)
-        return cls(decoder.to(rank.device), head_VD.to(rank.device), rank)
+        del state
+        return cls._of(decoder.to(rank.device), head_VD.to(rank.device), shard, rank, options)
 
     @classmethod
-    def random(cls, config: ModelConfig, rank: Rank, dtype: torch.dtype) -> "Engine":
+    def random(
+        cls,
+        config: ModelConfig,
+        rank: Rank,
+        dtype: torch.dtype,
+        options: EngineOptions | None = None,
+    ) -> "Engine":
         """Random weights of a configuration's shape, for timing."""
-        shard = split(config, rank.size)[rank.index]
-        decoder = Decoder(shard.local_config)
+        options = options or EngineOptions()
+        shard = place(config, rank, dtype, options)
+        with torch.device("meta"):
+            decoder = Decoder(shard.local_config)
+        decoder = decoder.to(dtype).to_empty(device=rank.device)
         decoder.initialise()
-        decoder = decoder.to(device=rank.device, dtype=dtype)
-        return cls(decoder, decoder.embed_tokens.weight, rank)
+        rows = shard.head_rows
+        head_VD = decoder.embed_tokens.weight.detach()[rows.start : rows.stop]
+        return cls._of(decoder, head_VD, shard, rank, options)
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for this rank's heads."""
-        weight = self.head_VD
-        return KVCache(
-            self.decoder.config,
-            batch=batch,
-            capacity=capacity,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+    @classmethod
+    def _of(
+        cls, decoder: Decoder, head_VD: Tensor, shard: Shard, rank: Rank, options: EngineOptions
+    ) -> "Engine":
+        connections = connect(rank, shard, options.transport)
+        if options.link is not None and rank.size > 1:
+            connections = connections.over(options.link, shard)
+        engine = cls(decoder.requires_grad_(False), head_VD, shard, rank, connections, options)
+        if options.pack:
+            pack(engine.decoder)
+        return engine
 
-    @torch.inference_mode()
-    def hidden(
-        self, ids_BT: Tensor, cache: KVCache | None = None, wrap: BlockWrapper | None = None
-    ) -> Tensor:
-        """Hidden states h_BTD of new tokens behind those in ``cache``."""
-        past = 0 if cache is None else cache.length
-        positions_1T = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device)[None]
+    def with_connections(self, connections: Connections) -> "Engine":
+        """The same weights, summed over other connections."""
+        other = object.__new__(Engine)
+        other.__dict__ |= {**self.__dict__, "connections": connections, "_idle": None}
+        return other
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the whole model."""
+        return self.shard.config
+
+    @torch.no_grad()
+    def logits(self, ids_BT: Tensor) -> Tensor:
+        """Logits of every position over the whole vocabulary, without cache or fast paths."""
+        ids_BT = ids_BT.to(self.rank.device)
+        positions_1T = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         x_BTD = self.decoder.embed_tokens(ids_BT)
-        h_BTD: Tensor = self.decoder(x_BTD, positions_1T, SdpaCore(cache), self.reducer, wrap)
-        if cache is not None:
-            cache.advance(ids_BT.shape[1])
-        return h_BTD
+        steps = self.decoder.steps(
+            x_BTD, positions_1T, SdpaCore(), self.connections.streams, wrap=self.wrapper(None)
+        )
+        slice_BTV = self.head(self.decoder.finish(run(steps)))
+        return self._whole_vocabulary(slice_BTV)
 
-    @torch.inference_mode()
-    def logits(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits of every new position, [B, T, V]."""
-        return F.linear(self.hidden(ids_BT, cache), self.head_VD)
-
-    @torch.inference_mode()
-    def last_logits(
-        self, ids_BT: Tensor, cache: KVCache | None = None, wrap: BlockWrapper | None = None
-    ) -> Tensor:
-        """Logits of the last position, [B, V]; the others never meet the head."""
-        return F.linear(self.hidden(ids_BT, cache, wrap)[:, -1], self.head_VD)
+    def _whole_vocabulary(self, slice_BTV: Tensor) -> Tensor:
+        """Put the ranks' slices side by side; for tests and tools, not for decoding."""
+        rows = self.shard.head_rows
+        most = -(-self.config.vocab_size // self.shard.ranks)
+        padded_BTV = F.pad(slice_BTV, (0, most - len(rows)))
+        gathered_RBTV = self.connections.everyone.gather(padded_BTV.contiguous())
+        vocabulary, ranks = self.config.vocab_size, self.shard.ranks
+        widths = [vocabulary * (r + 1) // ranks - vocabulary * r // ranks for r in range(ranks)]
+        return torch.cat([part[..., :w] for part, w in zip(gathered_RBTV, widths, strict=True)], -1)
 
     def generate(
         self,
-        ids_BT: Tensor,
+        prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
         sampling: Sampling | None = None,
@@ -119,75 +199,105 @@ class Engine:
         is done repeats its end token.
 
         Args:
-            ids_BT: prompts of one length.
+            prompts: token ids, of any lengths.
             max_new_tokens: at most so many steps.
             sampling: how tokens are chosen; greedy by default.
             eos_token_ids: tokens that end an answer; they are yielded too.
+
+        Raises:
+            KrakenError: prompts that cannot be answered, weights that give no finite logits.
         """
-        batch, prompt_tokens = ids_BT.shape
-        check_request(self.decoder.config, ids_BT.tolist(), max_new_tokens)
-        cache = self.new_cache(batch, prompt_tokens + max_new_tokens)
-        sampler = Sampler(sampling or Sampling())
-        done = [False] * batch
-        last = [0] * batch
-        ids_BT = ids_BT.to(self.rank.device)
-        for _ in range(max_new_tokens):
-            logits_BV = self.last_logits(ids_BT, cache)
-            if cache.length == prompt_tokens:
-                _refuse_not_finite(logits_BV)
-            next_B = self.agree(sampler(logits_BV))
-            last = [
-                old if ended else new
-                for ended, old, new in zip(done, last, next_B.tolist(), strict=True)
-            ]
+        check_request(self.config, prompts, max_new_tokens)
+        sampler = self.sampler(sampling or Sampling())
+        with self.session(prompts, max_new_tokens) as session:
+            done = [False] * len(prompts)
+            logits_BV = session.prefill()
+            refuse_not_finite(logits_BV)
+            next_B = sampler(logits_BV)
+            last = next_B.tolist()
+            for _ in range(max_new_tokens - 1):
+                yield last
+                done = [e or token in eos_token_ids for e, token in zip(done, last, strict=True)]
+                if all(done):
+                    return
+                next_B = sampler(session.decode(next_B))
+                new = next_B.tolist()
+                last = [o if e else n for e, o, n in zip(done, last, new, strict=True)]
             yield last
-            done = [
-                ended or token in eos_token_ids for ended, token in zip(done, last, strict=True)
-            ]
-            if all(done):
-                return
-            ids_BT = next_B.unsqueeze(1)
 
-    def agree(self, token_B: Tensor) -> Tensor:
-        """Rank 0's choice, on every rank: devices of two kinds may round differently."""
-        if self.rank.size > 1:
-            dist.broadcast(token_B, src=0)
-        return token_B
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """Chooses tokens from the logits of this rank's slice, with the other ranks."""
+        return Sampler(
+            sampling,
+            vocab_size=self.config.vocab_size,
+            first_token=self.shard.head_rows.start,
+            gather=self.connections.everyone.gather,
+        )
+
+    def session(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Session:
+        """Room for one batch of prompts and their answers; use it in a ``with`` statement.
+
+        The last one's memory and captured passes are used again where they fit.
+        """
+        needed = max(map(len, prompts)) + max_new_tokens
+        capacity = -(-needed // BUCKET) * BUCKET
+        session, self._idle = self._idle, None
+        if session is None or (session.cache.batch, session.cache.capacity) != (
+            len(prompts),
+            capacity,
+        ):
+            del session
+            session = Session(self, len(prompts), capacity)
+        session.begin(prompts)
+        return session
+
+    def keep_for_next(self, session: Session) -> None:
+        """Let the next batch of this size use a session's memory and captured passes."""
+        self._idle = session
+
+    def wrapper(
+        self, wrap: BlockWrapper | None, recordable: Recordable = not_recorded
+    ) -> BlockWrapper | None:
+        """What stands around each block: the sum over parts, and around that ``wrap``."""
+        parts = self.connections.parts
+        if parts is None:
+            return wrap
+        reducer = recordable(parts)
+
+        def both(index: int, block: Block) -> Block:
+            whole = PartialBlock(block, reducer)
+            return whole if wrap is None else wrap(index, whole)
+
+        return both
 
 
-def room_for_answer(config: ModelConfig, prompt_tokens: int) -> int:
-    """How many tokens may follow a prompt; the last one is never fed, so it needs no position."""
-    return config.max_position_embeddings - prompt_tokens + 1
-
-
-def check_request(config: ModelConfig, prompts: list[list[int]], max_new_tokens: int) -> None:
-    """Refuse prompts that cannot be answered.
+def place(config: ModelConfig, rank: Rank, dtype: torch.dtype, options: EngineOptions) -> Shard:
+    """Which part of a model this rank holds; ``auto`` times every rank first.
 
     Raises:
-        KrakenError: an empty or over-long prompt, or a token outside the vocabulary.
+        KrakenError: see ``krakenlm.model.shard.split``.
     """
-    limit = config.max_position_embeddings
-    if max_new_tokens < 1:
-        raise KrakenError(f"--max-new-tokens {max_new_tokens}: needs 1 or more")
-    for prompt in prompts:
-        if not prompt:
-            raise KrakenError("the prompt is empty: give at least one token")
-        if max_new_tokens > room_for_answer(config, len(prompt)):
-            raise KrakenError(
-                f"the prompt has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, "
-                f"but the model's context holds {limit}: shorten the prompt or --max-new-tokens"
-            )
-        for token in prompt:
-            if not 0 <= token < config.vocab_size:
-                raise KrakenError(
-                    f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
-                    "use the tokenizer that the model was trained with"
-                )
+    t = options.tensor_parallel
+    placement = options.placement
+    if placement == "auto":
+        placement = _measured_placement(config, rank, dtype, t) if rank.size > t else None
+    return split(config, rank.size, placement=placement, tensor_parallel=t)[rank.index]
 
 
-def _refuse_not_finite(logits_BV: Tensor) -> None:
-    if not bool(logits_BV.isfinite().all()):
-        raise KrakenError(
-            "the model's logits are not finite: its weights are damaged, or overflow in this "
-            "--dtype; try --dtype float32"
-        )
+def _measured_placement(
+    config: ModelConfig, rank: Rank, dtype: torch.dtype, tensor_parallel: int
+) -> tuple[int, ...]:
+    mine = split(config, rank.size, tensor_parallel=tensor_parallel)[rank.index]
+    tokens = min(_TYPICAL_PROMPT, config.max_position_embeddings)
+    seconds = measure_unit(mine, rank.device, dtype, tokens=tokens)
+    everyone = ProcessGroupReducer(Group(rank.index, rank.size))
+    seconds_R = everyone.gather(torch.tensor(seconds, dtype=torch.float64, device=rank.device))
+    # A group is as fast as the slowest of its ranks.
+    of_groups = seconds_R.view(-1, tensor_parallel).amax(1)
+    return balance(units_of(config), of_groups.tolist())
+
+
+def _head(head_VD: Tensor, options: EngineOptions) -> Callable[[Tensor], Tensor]:
+    if options.pack and len(head_VD) and can_pack(head_VD):
+        return PackedMatrix(head_VD)
+    return lambda h_BTD: F.linear(h_BTD, head_VD)

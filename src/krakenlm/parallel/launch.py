@@ -27,6 +27,7 @@ import torch
 from torch import distributed as dist
 
 from krakenlm.errors import KrakenError
+from krakenlm.parallel.cores import share_cores
 
 DeviceType = Literal["auto", "cpu", "cuda"]
 Worker = Callable[..., None]
@@ -61,23 +62,28 @@ def launch(
     devices: int,
     on_message: OnMessage,
     device_type: DeviceType = "auto",
+    threads: int | None = None,
 ) -> None:
     """Run ``worker`` on every rank and return when all are done.
 
     Under ``torchrun`` the ranks exist already and this process is one of them; ``on_message`` then
     hears this rank alone. Otherwise ``devices`` processes are started, or none where one device
-    needs none. gloo carries the messages between CPUs, NCCL those between GPUs.
+    needs none. gloo carries the messages between CPUs, NCCL those between GPUs. Each of several
+    ranks on a machine keeps to its share of the cores, with ``threads`` compute threads or one for
+    each core.
 
     Raises:
         KrakenError: what a rank could not do, or a number of devices that does not fit.
         RuntimeError: a rank failed otherwise; the text holds its traceback.
     """
     if under_torchrun():
-        _run_under_torchrun(worker, arguments, devices, on_message, device_type)
+        _run_under_torchrun(worker, arguments, devices, on_message, device_type, threads)
     elif devices == 1:
+        if threads:
+            torch.set_num_threads(threads)
         worker(Rank(0, 1, _device(device_type, 0, 1), on_message), *arguments)
     else:
-        _start_processes(worker, arguments, devices, on_message, device_type)
+        _start_processes(worker, arguments, devices, on_message, device_type, threads)
 
 
 def under_torchrun() -> bool:
@@ -90,21 +96,13 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
 
 
-def threads_per_rank(size: int) -> int:
-    """Compute threads for each of ``size`` ranks on this machine's cores."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every operating system
-        cores = os.cpu_count() or 1
-    return max(1, cores // size)
-
-
 def _run_under_torchrun(
     worker: Worker,
     arguments: Sequence[Any],
     devices: int,
     on_message: OnMessage,
     device_type: DeviceType,
+    threads: int | None,
 ) -> None:
     index, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if devices != size:
@@ -115,6 +113,7 @@ def _run_under_torchrun(
     local_index = int(os.environ.get("LOCAL_RANK", index))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     device = _device(device_type, local_index, local_size)
+    share_cores(local_index, local_size, threads)
     with _process_group("env://", index, size, device):
         worker(Rank(index, size, device, on_message), *arguments)
 
@@ -125,6 +124,7 @@ def _start_processes(
     devices: int,
     on_message: OnMessage,
     device_type: DeviceType,
+    threads: int | None,
 ) -> None:
     _device(device_type, 0, devices)  # refuse here, where the message is read, not in the ranks
     context = multiprocessing.get_context("spawn")
@@ -138,7 +138,10 @@ def _start_processes(
                 reader, writer = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_child,
-                    args=(worker, arguments, index, devices, device_type, meeting_point, writer),
+                    args=(
+                        *(worker, arguments, index, devices),
+                        *(device_type, threads, meeting_point, writer),
+                    ),
                     name=f"krakenlm rank {index}",
                 )
                 with _ctrl_c_held_back():
@@ -227,6 +230,7 @@ def _child(
     index: int,
     size: int,
     device_type: DeviceType,
+    threads: int | None,
     meeting_point: str,
     writer: Connection,
 ) -> None:
@@ -235,7 +239,7 @@ def _child(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with_parent()
     try:
-        torch.set_num_threads(threads_per_rank(size))
+        share_cores(index, size, threads)
         device = _device(device_type, index, size)
         # Local ranks talk over the loopback device only.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from krakenlm.model.reduce import Pending
+from krakenlm.model.reduce import Pending, Reducer
 from krakenlm.model.wiring import Block
-from krakenlm.parallel.collective import CollectiveReducer, InFlight
+from krakenlm.parallel.collective import InFlight
 
 Lane = Literal["compute", "communication"]
 
@@ -44,32 +44,43 @@ class Recorder:
         return _RecordedBlock(self, index, block)
 
 
-class RecordingReducer(CollectiveReducer):
-    """The collective Reducer, with each AllReduce recorded from its begin to its completion."""
+class RecordingReducer:
+    """A Reducer with each sum recorded, from its begin until it is complete.
 
-    def __init__(self, recorder: Recorder) -> None:
+    gloo says when an AllReduce completes. Other transports complete it at the wait, or earlier
+    without a word; there a sum ends where the wait for it does.
+    """
+
+    def __init__(self, recorder: Recorder, inner: Reducer) -> None:
         self._recorder = recorder
+        self._inner = inner
 
-    def begin(self, branches_KBTD: Tensor) -> Pending:  # type: ignore[override]
-        """Start the AllReduce and note when it completes, on the thread that completes it."""
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        """Start the sum and, where its completion can be heard of, note that as well."""
         start = time.perf_counter()
-        pending = super().begin(branches_KBTD)
+        pending = self._inner.begin(branches_KBTD)
+        if not isinstance(pending, InFlight):
+            return _RecordedPending(self._recorder, pending, start)
 
         def completed(_: Any) -> None:
             self._recorder.add("AllReduce", "communication", start)
 
         pending.work.get_future().add_done_callback(completed)
-        return _RecordedPending(self._recorder, pending)
+        return _RecordedPending(self._recorder, pending, None)
 
 
 class _RecordedPending(NamedTuple):
     recorder: Recorder
-    pending: InFlight
+    pending: Pending
+    begun: float | None
+    """When the sum was begun, where the wait must tell its end."""
 
     def wait(self) -> Tensor:
         start = time.perf_counter()
         total_1BTD = self.pending.wait()
         self.recorder.add("wait", "compute", start)
+        if self.begun is not None:
+            self.recorder.add("AllReduce", "communication", self.begun)
         return total_1BTD
 
 
@@ -78,6 +89,9 @@ class _RecordedBlock:
         self._recorder = recorder
         self._index = index
         self._block = block
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        return self._block.keep(x_SBTD)
 
     def attend(self, x_SBTD: Tensor) -> Tensor:
         return self._record("attention", self._block.attend, x_SBTD)

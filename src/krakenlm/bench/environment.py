@@ -1,0 +1,71 @@
+"""Where a result was measured, and with what."""
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Machine, software versions and checkout of a measurement."""
+
+    machine: str
+    cores: int
+    python: str
+    torch: str
+    transformers: str
+    krakenlm: str
+    commit: str
+
+    @classmethod
+    def here(cls, cores: int, gpu: str = "") -> "Environment":
+        """This machine and this checkout.
+
+        Args:
+            cores: how many this process may use.
+            gpu: name of the accelerator that was measured; empty where CPUs were.
+        """
+        processor = _processor()
+        return cls(
+            machine=f"{gpu} ({processor})" if gpu else processor,
+            cores=cores,
+            python=platform.python_version(),
+            torch=version("torch"),
+            transformers=version("transformers"),
+            krakenlm=version("krakenlm"),
+            commit=_commit(),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.machine}, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, ``+`` behind it where it was changed; empty outside a checkout."""
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments],  # noqa: S607  git is found on the path
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(package))
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

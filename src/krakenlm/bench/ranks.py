@@ -1,0 +1,134 @@
+"""What the ranks of a measurement need from each other, and from the clock."""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from krakenlm.errors import KrakenError
+from krakenlm.model.packed import can_pack
+from krakenlm.model.reduce import Pending, Reducer
+from krakenlm.parallel.collective import Collective
+from krakenlm.parallel.connect import Connections
+from krakenlm.parallel.launch import Rank
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_T = TypeVar("_T")
+
+
+def check_dtype(name: str) -> None:
+    """Refuse what ``dtype_on`` does not know.
+
+    Raises:
+        KrakenError: an unknown name.
+    """
+    if name not in ("auto", *DTYPES):
+        raise KrakenError(f"--dtype {name}: choose one of auto, {', '.join(DTYPES)}")
+
+
+def dtype_on(device: torch.device, name: str) -> torch.dtype:
+    """The named dtype; ``auto`` is bfloat16 on GPUs and on CPUs that multiply it themselves."""
+    if name != "auto":
+        return DTYPES[name]
+    fast = device.type == "cuda" or can_pack(torch.empty(1, 1, dtype=torch.bfloat16))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What ``--dtype`` calls it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def now(rank: Rank) -> float:
+    """Seconds, once everything this rank's device was given is done."""
+    if rank.device.type == "cuda":
+        torch.cuda.synchronize(rank.device)
+    return time.perf_counter()
+
+
+def barrier(rank: Rank) -> None:
+    """Wait for all ranks."""
+    if rank.size > 1:
+        dist.barrier()
+
+
+def slowest(rank: Rank, *seconds: float) -> list[float]:
+    """Of each number, the largest that any rank has."""
+    longest = torch.tensor(seconds, dtype=torch.float64, device=rank.device)
+    if rank.size > 1:
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    return longest.tolist()
+
+
+def gathered(rank: Rank, value: _T) -> list[_T]:
+    """Every rank's value, in rank order, on every rank."""
+    values: list[_T] = [value] * rank.size
+    if rank.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def middle_of(rank: Rank, seconds: list[float]) -> int:
+    """Index of the median of rank 0's numbers, the same index on every rank."""
+    agreed = gathered(rank, seconds)[0]
+    return sorted(range(len(agreed)), key=agreed.__getitem__)[len(agreed) // 2]
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class Observed:
+    """A collective whose sums go through another Reducer, which watches them."""
+
+    def __init__(self, inner: Collective, watcher: Reducer) -> None:
+        self._inner = inner
+        self._watcher = watcher
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        """Through the watcher."""
+        return self._watcher.begin(branches_KBTD)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """As it was."""
+        return self._inner.gather(x)
+
+    def close(self) -> None:
+        """Close what really sums."""
+        self._inner.close()
+
+
+def watched(connections: Connections, watch: Callable[[Reducer], Reducer]) -> Connections:
+    """The same connections, with the sums of a pass seen by what ``watch`` makes of each."""
+    streams, parts = connections.streams, connections.parts
+    return connections._replace(
+        streams=Observed(streams, watch(streams)), parts=parts and Observed(parts, watch(parts))
+    )
+
+
+def check_device(name: str) -> None:
+    """Refuse what ``launch`` does not know.
+
+    Raises:
+        KrakenError: an unknown name.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise KrakenError(f"--device {name}: choose one of auto, cpu, cuda")
+
+
+def gpu_name(device: torch.device) -> str:
+    """The accelerator's name; empty on a CPU."""
+    if device.type != "cuda":
+        return ""
+    with contextlib.suppress(RuntimeError):
+        return torch.cuda.get_device_name(device)
+    return ""

@@ -1,0 +1,205 @@
+"""One rank's part of one model under measurement: a round of it, and recorded passes.
+
+Shape letters: see ``krakenlm.model``.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from krakenlm.bench.ranks import Observed, barrier, gathered, middle_of, now, slowest, watched
+from krakenlm.model.reduce import Pending, Reducer
+from krakenlm.parallel.collective import Collective
+from krakenlm.parallel.connect import Connections, without_communication
+from krakenlm.parallel.engine import Engine
+from krakenlm.parallel.sampling import Sampling
+from krakenlm.parallel.trace import Event, Recorder, RecordingReducer
+
+_RECORDED_PASSES = 5
+
+GroupName = Literal["streams", "parts"]
+
+
+class Message(NamedTuple):
+    """One sum that a prefill begins.
+
+    Attributes:
+        group: between ranks with other units, or between ranks that share sub-layers.
+        shape: of what is sent, [1, B, T, D].
+    """
+
+    group: GroupName
+    shape: tuple[int, ...]
+
+
+class Timing(NamedTuple):
+    """Seconds of one model in one round.
+
+    Attributes:
+        model: its index.
+        ttft: until the first token, on rank 0.
+        latency: until the last one.
+        no_comm_ttft: without communication, on the slowest rank, as all that follow.
+        no_comm_tpot: the same for a token after the first; 0 where there is none.
+        communication: all of a prefill's sums, one after the other.
+        hideable: those of them that have compute to hide behind.
+        largest: the largest one.
+    """
+
+    model: int
+    ttft: float
+    latency: float
+    no_comm_ttft: float
+    no_comm_tpot: float
+    communication: float
+    hideable: float
+    largest: float
+
+
+class Runner:
+    """Measures one model; all ranks call the same methods in the same order.
+
+    Args:
+        model: index among the models.
+        engine: this rank's part.
+        prompts: the prompts of every run.
+        output_len: tokens to generate for each.
+    """
+
+    def __init__(
+        self, model: int, engine: Engine, prompts: Sequence[Sequence[int]], output_len: int
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self.prompts = prompts
+        self._output_len = output_len
+        self._silent = engine.with_connections(without_communication(engine.shard))
+        self.messages = self._messages_of_a_prefill()
+        self._hideable = set(self._hideable_messages())
+        elements = max((torch.Size(m.shape).numel() for m in self.messages), default=0)
+        self._buffer = torch.zeros(elements, dtype=engine.dtype, device=engine.rank.device)
+
+    @property
+    def message_bytes(self) -> int:
+        """Of the largest sum of a prefill."""
+        return self._buffer.nbytes
+
+    def round(self) -> Timing:
+        """Run once with communication, once without, and then the communication alone."""
+        outputs = self._output_len
+        ttft, latency = self._run(self.engine)
+        silent_ttft, silent_latency = self._run(self._silent)
+        silent_tpot = (silent_latency - silent_ttft) / max(outputs - 1, 1)
+        alone = self._communicate(self.messages)
+        hideable = sum(alone[i] for i in self._hideable)
+        largest = max(self.messages, key=lambda m: torch.Size(m.shape).numel(), default=None)
+        once = sum(self._communicate([largest])) if largest else 0.0
+        rank = self.engine.rank
+        slow = slowest(rank, silent_ttft, silent_tpot, sum(alone), hideable, once)
+        return Timing(self.model, ttft, latency, *slow)
+
+    def record(self) -> list[Event]:
+        """The events of all ranks in one prefill: of several, the one of median duration."""
+        rank, connections = self.engine.rank, self.engine.connections
+        recorder = Recorder(rank.index)
+        if rank.size > 1:
+            connections = watched(connections, lambda inner: RecordingReducer(recorder, inner))
+        engine = self.engine.with_connections(connections)
+        passes = []
+        for _ in range(_RECORDED_PASSES):
+            recorder.events = []
+            barrier(rank)
+            with engine.session(self.prompts, 1) as session:
+                session.prefill(recorder.wrap)
+            barrier(rank)  # every AllReduce is over, and so is its callback
+            passes.append(recorder.events)
+        seconds = [max(e.end for e in p) - min(e.start for e in p) for p in passes]
+        middle = passes[middle_of(rank, seconds)]
+        return [event for events in gathered(rank, middle) for event in events]
+
+    def _run(self, engine: Engine) -> tuple[float, float]:
+        """Seconds to the first and to the last token, as ``Engine.generate`` makes them."""
+        rank = engine.rank
+        barrier(rank)
+        start = now(rank)
+        sampler = engine.sampler(Sampling())
+        with engine.session(self.prompts, self._output_len) as session:
+            next_B = sampler(session.prefill())
+            next_B.tolist()
+            first = last = now(rank)
+            for _ in range(self._output_len - 1):
+                next_B = sampler(session.decode(next_B))
+                next_B.tolist()
+            if self._output_len > 1:
+                last = now(rank)
+        return first - start, last - start
+
+    def _communicate(self, messages: Sequence[Message]) -> list[float]:
+        """Seconds of each sum, begun and awaited with nothing in between."""
+        rank, connections = self.engine.rank, self.engine.connections
+        barrier(rank)
+        seconds = []
+        for message in messages:
+            x_1BTD = self._buffer[: torch.Size(message.shape).numel()].view(message.shape)
+            start = now(rank)
+            _collective(connections, message.group).begin(x_1BTD).wait()
+            seconds.append(now(rank) - start)
+        return seconds
+
+    def _messages_of_a_prefill(self) -> list[Message]:
+        messages: list[Message] = []
+        connections = self.engine.connections
+        if self.engine.rank.size == 1:
+            return messages
+        counted = connections._replace(
+            streams=Observed(
+                connections.streams, _Counter(messages, "streams", connections.streams)
+            ),
+            parts=connections.parts
+            and Observed(connections.parts, _Counter(messages, "parts", connections.parts)),
+        )
+        with self.engine.with_connections(counted).session(self.prompts, 1) as session:
+            session.prefill()
+        return messages
+
+    def _hideable_messages(self) -> Iterator[int]:
+        """Indices of the sums that something can be computed beside.
+
+        A prompt of several chunks has another chunk to compute beside every sum but the last.
+        Sums between ranks that share a sub-layer are awaited on the spot.
+        """
+        config = self.engine.config
+        streams = [i for i, message in enumerate(self.messages) if message.group == "streams"]
+        if self.engine.options.prefill_chunks > 1:
+            yield from streams[:-1]
+        else:
+            yield from streams[: config.traits.hidden(config.num_hidden_layers)]
+
+
+def interleaved(runners: Sequence[Runner], rounds: int) -> Iterator[Timing]:
+    """Every model once, then every model again: what drifts, drifts for all of them."""
+    for _ in range(rounds):
+        for runner in runners:
+            yield runner.round()
+
+
+class _Counter:
+    """Writes down what is summed, and sums it."""
+
+    def __init__(self, messages: list[Message], group: GroupName, inner: Reducer) -> None:
+        self._messages = messages
+        self._group = group
+        self._inner = inner
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        self._messages.append(Message(self._group, (1, *branches_KBTD.shape[1:])))
+        return self._inner.begin(branches_KBTD)
+
+
+def _collective(connections: Connections, group: GroupName) -> Collective:
+    if group == "streams":
+        return connections.streams
+    assert connections.parts is not None
+    return connections.parts

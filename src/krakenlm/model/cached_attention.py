@@ -1,0 +1,143 @@
+"""Attention for inference: prompts in blocks of rows, single tokens against a masked cache.
+
+PyTorch's CPU ``scaled_dot_product_attention`` spends most of its time outside the products. Blocks
+of rows over two batched products and one softmax, with the columns behind the diagonal left out,
+take about half as long (docs/results). ``SdpaCore`` is the reference both must equal.
+
+Shape letters: see ``krakenlm.model``; R is the query heads that share a key head, P the positions
+of the cache that are looked at.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from krakenlm.model.attention import Attention
+from krakenlm.model.cache import KVCache
+
+
+class PrefillCore:
+    """New tokens of prompts, all from the same position on, stored and attended to causally.
+
+    Prompts of unequal length are padded on the right: what the padding computes nobody reads, and
+    its place in the cache is overwritten before anything attends to it.
+
+    Args:
+        cache: where keys and values go.
+        start: position of the first new token.
+        kept: with ``Keep``, the position of each sequence whose query the last layer still has.
+    """
+
+    def __init__(self, cache: KVCache, start: int, kept: Sequence[int] | None = None) -> None:
+        self._cache = cache
+        self._start = start
+        self._kept = kept
+
+    def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
+        """Return o_BTHE; one query a sequence attends from its kept position."""
+        tokens = k_BGTE.shape[2]
+        keys_BGPE, values_BGPE = self._cache.store(module.layer_index, self._start, k_BGTE, v_BGTE)
+        if q_BHTE.shape[2] < tokens:
+            assert self._kept is not None
+            positions_B = torch.tensor(self._kept, device=q_BHTE.device)
+            bias_B11P = causal_bias(positions_B, keys_BGPE.shape[2], q_BHTE.dtype)
+            return attend_one(q_BHTE, keys_BGPE, values_BGPE, bias_B11P, module.scaling)
+        if q_BHTE.device.type == "cpu":
+            return attend_in_blocks(q_BHTE, keys_BGPE, values_BGPE, module.scaling)
+        return _attend_on_gpu(q_BHTE, keys_BGPE, values_BGPE, module.scaling)
+
+
+class DecodeCore:
+    """One new token of each sequence, at a position of its own.
+
+    All shapes are fixed, so that a pass can be captured once and replayed with other positions.
+
+    Args:
+        cache: keys and values so far; the new ones are added.
+        positions_B: position of each sequence's new token.
+        end: look at this many positions of the cache; more than every position.
+    """
+
+    def __init__(self, cache: KVCache, positions_B: Tensor, end: int) -> None:
+        self._cache = cache
+        self._positions_B = positions_B
+        self._end = end
+        self._bias_B11P = causal_bias(positions_B, end, cache.keys_LBGCE.dtype)
+
+    def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
+        """Return o_BTHE with T = 1."""
+        keys_BGPE, values_BGPE = self._cache.store_at(
+            module.layer_index, self._positions_B, k_BGTE, v_BGTE, self._end
+        )
+        return attend_one(q_BHTE, keys_BGPE, values_BGPE, self._bias_B11P, module.scaling)
+
+
+def causal_bias(positions_B: Tensor, end: int, dtype: torch.dtype) -> Tensor:
+    """0 up to each sequence's position and minus infinity behind it, as bias_B11P."""
+    columns_P = torch.arange(end, device=positions_B.device)
+    behind_BP = columns_P > positions_B[:, None]
+    bias_BP = torch.zeros(behind_BP.shape, dtype=dtype, device=positions_B.device)
+    return bias_BP.masked_fill(behind_BP, float("-inf"))[:, None, None]
+
+
+def attend_one(
+    q_BH1E: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, bias_B11P: Tensor, scaling: float
+) -> Tensor:
+    """One query a sequence against masked keys, as o_B1HE."""
+    batch, heads, _, head_dim = q_BH1E.shape
+    groups = k_BGPE.shape[1]
+    q_BGRE = q_BH1E.reshape(batch, groups, heads // groups, head_dim) * scaling
+    scores_BGRP = q_BGRE @ k_BGPE.transpose(-1, -2) + bias_B11P
+    o_BGRE = scores_BGRP.softmax(-1) @ v_BGPE
+    return o_BGRE.reshape(batch, 1, heads, head_dim)
+
+
+def attend_in_blocks(q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, scaling: float) -> Tensor:
+    """Causal attention of the last T of P positions, as o_BTHE.
+
+    The scores of a block stay in the caches of a core; a wider block, or all rows at once, costs
+    more in memory traffic than it saves in calls.
+    """
+    batch, heads, tokens, head_dim = q_BHTE.shape
+    groups, past = k_BGPE.shape[1], k_BGPE.shape[2] - tokens
+    rows = 64 if q_BHTE.dtype == torch.float32 else 128
+    q_BGRTE = (q_BHTE * scaling).view(batch, groups, heads // groups, tokens, head_dim)
+    keys_XEP = k_BGPE.flatten(0, 1).transpose(1, 2)  # X: all key heads of all sequences
+    values_XPE = v_BGPE.flatten(0, 1)
+    diagonal = _above_diagonal(min(rows, tokens), q_BHTE.dtype)
+    o_BTHE = torch.empty(batch, tokens, heads, head_dim, dtype=q_BHTE.dtype)
+    for first in range(0, tokens, rows):
+        end = min(first + rows, tokens)
+        size = end - first
+        q_XYE = q_BGRTE[:, :, :, first:end].reshape(batch * groups, -1, head_dim)  # Y: R x rows
+        scores_XYP = torch.bmm(q_XYE, keys_XEP[:, :, : past + end])
+        block = scores_XYP.view(batch * groups, -1, size, past + end)
+        block[..., past + first :] += diagonal[:size, :size]
+        o_XYE = torch.bmm(scores_XYP.softmax(-1), values_XPE[:, : past + end])
+        o_BHYE = o_XYE.view(batch, heads, size, head_dim)
+        o_BTHE[:, first:end] = o_BHYE.transpose(1, 2)
+    return o_BTHE
+
+
+def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)
+
+
+def _attend_on_gpu(q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, scaling: float) -> Tensor:
+    """PyTorch's fused attention, with a mask where keys were cached before."""
+    queries, keys = q_BHTE.shape[2], k_BGPE.shape[2]
+    mask = None
+    if queries < keys:
+        mask = q_BHTE.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    o_BHTE = F.scaled_dot_product_attention(
+        q_BHTE,
+        k_BGPE,
+        v_BGPE,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=q_BHTE.shape[1] > k_BGPE.shape[1],
+    )
+    return o_BHTE.transpose(1, 2)

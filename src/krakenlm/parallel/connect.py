@@ -1,0 +1,178 @@
+"""Which ranks sum together, and what carries their messages.
+
+Ranks of one host and network namespace exchange through shared memory, others through sockets;
+GPUs through NCCL. ``krakenlm bench allreduce`` measures the choices on a machine.
+"""
+
+import platform
+import socket
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from krakenlm.errors import KrakenError
+from krakenlm.model.reduce import Pending
+from krakenlm.model.shard import Shard
+from krakenlm.parallel.collective import (
+    Alone,
+    Collective,
+    Group,
+    ProcessGroupReducer,
+    WithoutCommunication,
+)
+from krakenlm.parallel.launch import Rank
+from krakenlm.parallel.links import EmulatedLink, Link
+from krakenlm.parallel.shared_memory import SharedMemoryReducer, is_supported
+from krakenlm.parallel.sockets import SocketReducer
+
+Transport = Literal["auto", "shared-memory", "sockets", "process-group"]
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
+
+_DIRECT_BYTES = 1 << 16
+"""Among more than two ranks, messages up to this size go straight to every rank."""
+
+
+class Connections(NamedTuple):
+    """The sums that one rank takes part in.
+
+    Attributes:
+        streams: over ranks that hold other units: what the wirings begin and await.
+        parts: over ranks that hold parts of the same sub-layers; None where nobody does.
+        everyone: over all ranks, for choosing tokens.
+        transport: what carries the messages, by name.
+    """
+
+    streams: Collective
+    parts: Collective | None
+    everyone: Collective
+    transport: str
+
+    def over(self, link: Link, shard: Shard) -> "Connections":
+        """The same sums, no faster than over a modelled link."""
+        outer = len(shard.outer_ranks)
+        streams = EmulatedLink(self.streams, link, outer) if outer > 1 else self.streams
+        everyone = EmulatedLink(self.everyone, link, shard.ranks)
+        parts = self.parts and EmulatedLink(self.parts, link, shard.tensor_parallel)
+        return Connections(streams, parts, everyone, f"{self.transport}, link emulated: {link}")
+
+    def close(self) -> None:
+        """Close all of them."""
+        for collective in {
+            id(c): c for c in (self.streams, self.parts, self.everyone) if c
+        }.values():
+            collective.close()
+
+
+def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connections:
+    """Connect this rank to the others; all ranks call it at the same point.
+
+    Raises:
+        KrakenError: a transport that this machine or these ranks do not have.
+    """
+    if transport not in TRANSPORTS:
+        raise KrakenError(f"--transport {transport}: choose one of {', '.join(TRANSPORTS)}")
+    if rank.size == 1:
+        alone = Alone()
+        return Connections(alone, None, alone, "none")
+    name = _choose(rank, transport)
+    everyone = _collective(name, Group(rank.index, rank.size))
+    if shard.tensor_parallel == 1:
+        return Connections(everyone, None, everyone, name)
+    inner, outer = _sub_groups(shard)
+    parts = _collective(name, inner)
+    streams = _collective(name, outer) if outer.size > 1 else Alone()
+    return Connections(streams, parts, everyone, name)
+
+
+def without_communication(shard: Shard) -> Connections:
+    """Every exchange left out: the bound for any overlap."""
+    silent = WithoutCommunication(shard.ranks)
+    parts = silent if shard.tensor_parallel > 1 else None
+    return Connections(silent, parts, silent, "left out")
+
+
+def _choose(rank: Rank, transport: Transport) -> str:
+    if rank.device.type == "cuda":
+        if transport not in ("auto", "process-group"):
+            raise KrakenError(f"--transport {transport}: GPUs exchange through NCCL: leave it out")
+        return "process-group"
+    shareable = is_supported() and _same_host(Group(rank.index, rank.size))
+    if transport == "shared-memory" and not shareable:
+        raise KrakenError(
+            "--transport shared-memory: needs all ranks on one x86 Linux host and in one network "
+            "namespace: use sockets"
+        )
+    if transport != "auto":
+        return transport
+    if shareable:
+        return "shared-memory"
+    return "sockets" if sys.platform == "linux" else "process-group"
+
+
+def _collective(name: str, group: Group) -> Collective:
+    if name == "shared-memory":
+        return SharedMemoryReducer(group)
+    if name == "process-group":
+        return ProcessGroupReducer(group)
+    if group.size == 2:
+        return SocketReducer(group)
+    return _BySize(SocketReducer(group), ProcessGroupReducer(group))
+
+
+class _BySize:
+    """Small messages in one step to every rank, large ones by an AllReduce that divides them."""
+
+    def __init__(self, small: Collective, large: Collective) -> None:
+        self._small = small
+        self._large = large
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        nbytes = branches_KBTD[0].numel() * branches_KBTD.element_size()
+        chosen = self._small if nbytes <= _DIRECT_BYTES else self._large
+        return chosen.begin(branches_KBTD)
+
+    def gather(self, x: Tensor) -> Tensor:
+        return self._small.gather(x)
+
+    def close(self) -> None:
+        self._small.close()
+        self._large.close()
+
+
+def _sub_groups(shard: Shard) -> tuple[Group, Group]:
+    """This rank's groups; every rank must help to make every group."""
+    t, ranks = shard.tensor_parallel, shard.ranks
+    inner = [list(range(start, start + t)) for start in range(0, ranks, t)]
+    outer = [list(range(index, ranks, t)) for index in range(t)]
+    mine: list[Group] = []
+    for partition in (inner, outer):
+        for members in partition:
+            handle = dist.new_group(members)
+            if shard.rank in members:
+                mine.append(Group(members.index(shard.rank), len(members), handle))
+    return mine[0], mine[1]
+
+
+def _same_host(group: Group) -> bool:
+    """Whether all ranks see the same memory and the same network interfaces."""
+    text = f"{socket.gethostname()} {_boot()} {_network_namespace()}".encode()[:256]
+    identity = torch.zeros(256, dtype=torch.uint8)
+    identity[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+    identities = ProcessGroupReducer(group).gather(identity)
+    return bool((identities == identity).all())
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.is_file() else platform.node()
+
+
+def _network_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/net").readlink())
+    except OSError:
+        return ""

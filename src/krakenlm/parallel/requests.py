@@ -1,0 +1,55 @@
+"""Which requests a model can answer, refused before any work is done."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from krakenlm.config import ModelConfig
+from krakenlm.errors import KrakenError
+
+
+def room_for_answer(config: ModelConfig, prompt_tokens: int) -> int:
+    """How many tokens may follow a prompt; the last one is never fed, so it needs no position."""
+    return config.max_position_embeddings - prompt_tokens + 1
+
+
+def check_request(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuse prompts that cannot be answered.
+
+    Raises:
+        KrakenError: an empty or over-long prompt, or a token outside the vocabulary.
+    """
+    limit = config.max_position_embeddings
+    if max_new_tokens < 1:
+        raise KrakenError(f"--max-new-tokens {max_new_tokens}: needs 1 or more")
+    if not prompts:
+        raise KrakenError("there is no prompt: give at least one")
+    for prompt in prompts:
+        if not prompt:
+            raise KrakenError("the prompt is empty: give at least one token")
+        if max_new_tokens > room_for_answer(config, len(prompt)):
+            raise KrakenError(
+                f"the prompt has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, "
+                f"but the model's context holds {limit}: shorten the prompt or --max-new-tokens"
+            )
+        for token in prompt:
+            if not 0 <= token < config.vocab_size:
+                raise KrakenError(
+                    f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
+                    "use the tokenizer that the model was trained with"
+                )
+
+
+def refuse_not_finite(logits_BV: Tensor) -> None:
+    """Refuse a model whose first logits are no numbers.
+
+    Raises:
+        KrakenError: infinite or undefined logits.
+    """
+    if not bool(logits_BV.isfinite().all()):
+        raise KrakenError(
+            "the model's logits are not finite: its weights are damaged, or overflow in this "
+            "--dtype; try --dtype float32"
+        )

@@ -1,0 +1,46 @@
+"""Kraken sub-layers that several ranks share: a block whose parts are summed on the spot.
+
+Each rank of a group holds some heads and feed-forward columns of the same sub-layers. The wiring
+sees whole branches; the AllReduce that makes them whole is exposed, the wiring's own stays hidden.
+
+Shape letters: see ``krakenlm.model``.
+"""
+
+from torch import Tensor
+
+from krakenlm.model.reduce import Reducer
+from krakenlm.model.wiring import Block
+
+
+class PartialBlock:
+    """One rank's part of a block, completed by the ranks that hold the rest.
+
+    Args:
+        block: this rank's part.
+        parts: sums over the ranks that share the sub-layers.
+    """
+
+    def __init__(self, block: Block, parts: Reducer) -> None:
+        self._block = block
+        self._parts = parts
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        """As the block."""
+        return self._block.keep(x_SBTD)
+
+    def attend(self, x_SBTD: Tensor) -> Tensor:
+        """Whole branches of attention."""
+        return self._complete(self._block.attend(x_SBTD))
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        """Whole branches of the feed-forward network."""
+        return self._complete(self._block.feed(x_SBTD))
+
+    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
+        """Whole branches of both."""
+        return self._complete(self._block.attend_and_feed(x_SBTD))
+
+    def _complete(self, parts_KBTD: Tensor) -> Tensor:
+        # The Reducer sums over a leading axis, which here must stay: sub-layers become batch.
+        flat_1XTD = parts_KBTD.flatten(0, 1).unsqueeze(0)
+        return self._parts.begin(flat_1XTD).wait().view_as(parts_KBTD)
