@@ -114,4 +114,4 @@ def test_a_rank_needs_a_fifth_more_than_its_weights_and_cache_at_most(tmp_path):
     for said in heard:
         allowed = 1.2 * (said["weights"] + said["cache"])
         assert said["peak while loading"] <= said["peak all along"] <= allowed, said
-        assert allowed < 0.7 * whole
+        assert said["peak all along"] < 0.65 * whole, said

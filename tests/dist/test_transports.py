@@ -13,6 +13,7 @@ from torch import Tensor
 from krakenlm.config import WIRINGS, ModelConfig, WiringName
 from krakenlm.model.reduce import Ready
 from krakenlm.model.shard import split
+from krakenlm.parallel import shared_memory, sockets
 from krakenlm.parallel.connect import Connections, connect
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
@@ -102,6 +103,32 @@ def many_in_turn(rank: Rank, connections: Connections):
         sent = [drawn(r, number - 1, 5, torch.float32) for r in range(rank.size)]
         yield f"in turn {number}", error(found, sent), fingerprint(found)
     before.wait()
+
+
+def awaited_out_of_order(rank: Rank, connections: Connections) -> list[float]:
+    """As chunks of a Ladder prompt await their first sums, one rank being late."""
+    pending, results = {}, []
+
+    def begin(*numbers: int) -> None:
+        for number in numbers:
+            branches = torch.full((1, 1, 1, 5), float(number))
+            pending[number] = connections.streams.begin(branches)
+
+    def wait(*numbers: int) -> None:
+        results.extend(float(pending[n].wait()[0, 0, 0, 0]) / rank.size for n in numbers)
+
+    begin(1, 2, 3, 4)
+    wait(1)
+    begin(5)
+    wait(3)
+    begin(6)
+    if rank.index == 1:
+        time.sleep(0.2)
+    for number in (2, 4, 5, 6):
+        wait(number)
+        begin(number + 5 if number == 2 else number + 4)
+    wait(7, 8, 9, 10)
+    return results
 
 
 def gathers(rank: Rank, connections: Connections):
@@ -203,6 +230,7 @@ def exchange(rank: Rank) -> None:
         for check in (each_sum, sums_under_way, many_in_turn, gathers):
             for what, wrong_by, bits in check(rank, connections):
                 rank.emit(("sum", rank.index, f"{transport}: {what}", wrong_by, bits))
+        rank.emit(("order", rank.index, transport, awaited_out_of_order(rank, connections)))
         if transport == "sockets":
             rank.emit(("closed", rank.index, close_on_one_rank(rank, connections)))
     if rank.size == 2:
@@ -243,6 +271,13 @@ def test_sums_are_right_and_have_the_same_bits_on_every_rank(said, transport, de
     assert count == devices * len(bits)
     assert len(bits) == 2 * len(SIZES) + UNDER_WAY + 59 + 5
     assert {what for what, found in bits.items() if len(found) > 1} == set()
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_sums_may_be_awaited_in_another_order_than_they_were_begun(said, transport, devices):
+    found = [sums for _, by, sums in of_kind(said(devices), "order") if by == transport]
+    assert found == devices * [[1, 3, 2, 4, 5, 6, 7, 8, 9, 10]]
 
 
 @pytest.mark.parametrize("devices", [2, 3])
@@ -291,3 +326,19 @@ def test_a_wiring_that_awaits_its_sums_too_early_is_caught(said):
     # Neither would a Kraken pass whose sums were exposed like those of the standard wiring.
     standard = [seconds for _, name, seconds in found if name == "standard"]
     assert not any(overlaps_as_it_should("kraken", seconds) for seconds in standard)
+
+
+def far_ahead(rank: Rank, transport: str) -> None:
+    shared_memory._TIMEOUT_SECONDS = sockets._TIMEOUT_SECONDS = 5.0
+    connections = connect(rank, split(CONFIG, rank.size)[rank.index], transport)
+    pending = [connections.streams.begin(torch.full((1, 1, 1, 100_000), float(n))) for n in range(100)]
+    rank.emit([float(p.wait()[0, 0, 0, 0]) for p in pending])
+    connections.streams.begin(torch.ones(1, 1, 1, 8_000_000)).wait()
+    connections.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_more_sums_under_way_than_slots_or_buffers_hold_end_all_the_same(transport):
+    heard: list[list[float]] = []
+    launch(far_ahead, [transport], devices=2, on_message=heard.append, device_type="cpu")
+    assert heard == 2 * [[2.0 * n for n in range(100)]]

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html
 import json
 import os
 import re

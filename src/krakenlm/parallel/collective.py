@@ -32,7 +32,7 @@ class Collective(Reducer, Protocol):
     """A Reducer across ranks that can also gather small tensors.
 
     All ranks of a group call the same methods in the same order, with tensors of one shape. Sums
-    are awaited in the order they were begun, and have the same bits on every rank.
+    may be awaited in any order, and have the same bits on every rank.
     """
 
     def begin(self, branches_KBTD: Tensor) -> Pending:

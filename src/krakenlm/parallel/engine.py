@@ -23,6 +23,7 @@ from krakenlm.model.wiring import Block, run
 from krakenlm.parallel.capture import Recordable, not_recorded
 from krakenlm.parallel.collective import Group, ProcessGroupReducer
 from krakenlm.parallel.connect import Connections, Transport, connect
+from krakenlm.parallel.cores import keep_freed_memory
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import Link
 from krakenlm.parallel.placement import balance, measure_unit
@@ -150,6 +151,8 @@ class Engine:
         engine = cls(decoder.requires_grad_(False), head_VD, shard, rank, connections, options)
         if options.pack:
             pack(engine.decoder)
+        if rank.size > 1:  # a process of our own; behind loading, which frees what it should
+            keep_freed_memory()
         return engine
 
     def with_connections(self, connections: Connections) -> "Engine":

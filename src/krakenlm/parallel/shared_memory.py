@@ -13,8 +13,8 @@ import os
 import platform
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from krakenlm.parallel.collective import Group, ProcessGroupReducer, sum_branche
 _SLOTS = 8
 """Messages a rank may be ahead; the wirings have at most two a chunk under way."""
 _FIRST_SLOT_BYTES = 1 << 16
+_MOST_VIEWS = 1024
 _LINE = 64  # bytes of a cache line: counters of two ranks never share one
 _SPINS_BEFORE_YIELDING = 1000
 _TIMEOUT_SECONDS = 600.0
@@ -47,18 +48,28 @@ class SharedMemoryReducer:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._segment = _Segment(group, _FIRST_SLOT_BYTES)
+        self._under_way: deque[_Published] = deque()
 
     def begin(self, branches_KBTD: Tensor) -> "_Published":
         """Write the sum of the local branches where the other ranks read it."""
         shape = (1, *branches_KBTD.shape[1:])
         parts = self._next_message(branches_KBTD.dtype, shape)
         sum_branches(branches_KBTD, parts[self._group.index])
-        return _Published(self._segment, self._segment.publish(), parts)
+        published = _Published(self, self._segment, self._segment.publish(), parts)
+        self._under_way.append(published)
+        return published
+
+    def complete(self, last: "_Published") -> None:
+        """Add up in the order of the begins, up to and with one sum."""
+        while last.total_1BTD is None:
+            self._under_way.popleft().add_up()
 
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's ``x``, stacked."""
         parts = self._next_message(x.dtype, tuple(x.shape))
         parts[self._group.index].copy_(x)
+        while self._under_way:
+            self._under_way.popleft().add_up()
         number = self._segment.publish()
         self._segment.await_message(number)
         gathered = torch.stack(parts)
@@ -74,23 +85,37 @@ class SharedMemoryReducer:
         if nbytes > self._segment.slot_bytes:
             # What is under way keeps the old memory alive. Sizes are the same everywhere.
             self._segment = _Segment(self._group, 1 << (nbytes - 1).bit_length())
+        elif len(self._under_way) == _SLOTS:
+            self._under_way.popleft().add_up()  # or this rank would wait for itself
         return self._segment.next_message(dtype, shape)
 
 
-class _Published(NamedTuple):
-    segment: "_Segment"
-    number: int
-    parts: list[Tensor]
+class _Published:
+    """A sum whose local part is written."""
+
+    def __init__(
+        self, reducer: SharedMemoryReducer, segment: "_Segment", number: int, parts: list[Tensor]
+    ) -> None:
+        self.total_1BTD: Tensor | None = None
+        self._reducer = reducer
+        self._segment = segment
+        self._number = number
+        self._parts = parts
 
     def wait(self) -> Tensor:
-        """Wait until every rank has published, then add up, in rank order on every rank."""
-        self.segment.await_message(self.number)
-        if len(self.parts) == 2:  # the common case, and one pass over memory
-            total_1BTD = torch.add(*self.parts)
+        """The sum, once every rank has published its part."""
+        self._reducer.complete(self)
+        assert self.total_1BTD is not None
+        return self.total_1BTD
+
+    def add_up(self) -> None:
+        """Wait for all parts and add them in rank order, which gives the same bits everywhere."""
+        self._segment.await_message(self._number)
+        if len(self._parts) == 2:  # the common case, and one pass over memory
+            self.total_1BTD = torch.add(*self._parts)
         else:
-            total_1BTD = torch.stack(self.parts).sum(dim=0)
-        self.segment.release(self.number)
-        return total_1BTD
+            self.total_1BTD = torch.stack(self._parts).sum(dim=0)
+        self._segment.release(self._number)
 
 
 class _Segment:
@@ -115,6 +140,8 @@ class _Segment:
         self._await(self._released, self._number + 1 - _SLOTS)
         place = (self._number + 1) % _SLOTS
         if (place, dtype, shape) not in self._views:
+            if len(self._views) == _MOST_VIEWS:
+                self._views.clear()
             nbytes = torch.Size(shape).numel() * dtype.itemsize
             self._views[place, dtype, shape] = [
                 part_Y[:nbytes].view(dtype).view(shape) for part_Y in self._messages_MRY[place]
@@ -132,7 +159,7 @@ class _Segment:
         self._await(self._published, number)
 
     def release(self, number: int) -> None:
-        """Say that this rank has read a message; sums are awaited in the order they began."""
+        """Say that this rank has read a message, and all before it."""
         self._counters[self._released[self._index]] = number
 
     def _await(self, places: list[int], number: int) -> None:

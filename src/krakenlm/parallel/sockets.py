@@ -137,17 +137,19 @@ class _Peer:
             try:
                 count = self._connection.recv_into(into, 0, flags)
             except BlockingIOError:
-                continue
+                if flags:
+                    continue
+                raise RuntimeError(f"rank {self._rank} has not answered for 10 minutes") from None
             except ConnectionResetError:  # it left with messages of ours unread
                 count = 0
-            except TimeoutError:
-                raise RuntimeError(f"rank {self._rank} has not answered for 10 minutes") from None
             if count == 0:
                 raise RuntimeError(f"rank {self._rank} has closed its connection")
             into = into[count:]
 
     def close(self) -> None:
         self._overflow.put(None)
+        if self._thread is not None:  # the other side may still want what it sends
+            self._thread.join(_TIMEOUT_SECONDS)
         self._connection.close()
 
 
@@ -190,7 +192,10 @@ def _accept(server: socket.socket, secret: bytes) -> tuple[socket.socket, int | 
 
 
 def _prepared(connection: socket.socket) -> socket.socket:
-    connection.settimeout(_TIMEOUT_SECONDS)
+    # A timeout of Python's own would wait before every call, MSG_DONTWAIT or not.
+    connection.settimeout(None)
+    timeout = struct.pack("ll", int(_TIMEOUT_SECONDS), 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         # The kernel cuts this to its limit; asking for less than it would choose itself hurts.

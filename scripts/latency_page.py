@@ -1,0 +1,169 @@
+"""Tables and pictures of docs/latency.md, made from the JSON files under docs/results/latency.
+
+A number that several runs gave is shown as their median with the lowest and highest run behind it.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import markers
+from krakenlm.bench.figures import draw_breakdowns, draw_latencies
+from krakenlm.bench.results import LatencyReport, ModelLatency
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "latency.md"
+RESULTS = ROOT / "docs" / "results" / "latency"
+SCENARIOS = ("one-host", "veth-1gbit", "veth-100mbit", "emulated-10gbit")
+
+Value = Callable[[ModelLatency], float | None]
+
+
+def reports(scenario: str) -> list[LatencyReport]:
+    """Every run of a scenario that is there."""
+    return [LatencyReport.load(path) for path in sorted((RESULTS / scenario).glob("run-*.json"))]
+
+
+def over_runs(runs: Sequence[LatencyReport], name: str, value: Value) -> list[float]:
+    """One number of a model from each run; empty where the runs have none."""
+    found = [value(result) for run in runs for result in run.results if result.name == name]
+    return [number for number in found if number is not None]
+
+
+def cell(numbers: Sequence[float], unit: str = "", digits: int = 1) -> str:
+    """The median and, of several numbers, the range."""
+    if not numbers:
+        return ""
+    middle = f"{statistics.median(numbers):.{digits}f}{unit}"
+    if len(numbers) == 1:
+        return middle
+    return f"{middle} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
+
+
+def latency_table(scenario: str) -> str:
+    """A row a model: what its runs measured."""
+    runs = reports(scenario)
+    headings = (
+        *("model", "TTFT, ms", "without communication, ms", "over its bound", "hidden of hideable"),
+        *("speedup", "TTFT saved", "TPOT, ms", "TPOT speedup"),
+    )
+    rows = [_latency_row(runs, result.name) for result in runs[0].results]
+    return markers.markdown(headings, rows, numbers=True) + _conditions(runs, scenario)
+
+
+def _latency_row(runs: Sequence[LatencyReport], name: str) -> tuple[str, ...]:
+    return (
+        name,
+        cell(over_runs(runs, name, lambda r: r.ttft_ms.median)),
+        cell(over_runs(runs, name, lambda r: r.no_comm_ttft_ms.median)),
+        cell(over_runs(runs, name, _over_bound), " %", 0),
+        cell(over_runs(runs, name, _hideable_percent), " %", 0),
+        cell(over_runs(runs, name, lambda r: r.speedup), "x", 2),
+        cell(over_runs(runs, name, lambda r: r.reduction_percent), " %", 0),
+        cell(over_runs(runs, name, lambda r: r.tpot_ms and r.tpot_ms.median)),
+        cell(over_runs(runs, name, lambda r: r.tpot_speedup), "x", 2),
+    )
+
+
+def breakdown_table(scenario: str) -> str:
+    """A row a model: milliseconds of a prefill by operator."""
+    runs = reports(scenario)
+    names = [result.name for result in runs[0].results]
+    parts = list(runs[0].results[0].breakdown_ms or {})
+    rows = [(name, *(cell(over_runs(runs, name, _part(part))) for part in parts)) for name in names]
+    headings = ("ms of rank 0", *(part.replace("_", " ") for part in parts))
+    return markers.markdown(headings, rows, numbers=True)
+
+
+def vllm_table() -> str:
+    """vLLM's latency beside this engine's, measured in turn on one machine."""
+    runs = reports("one-host")
+    vllm = [json.loads(p.read_text()) for p in sorted((RESULTS / "one-host").glob("vllm-*.json"))]
+    rows = []
+    if vllm:
+        rows.append(
+            (
+                f"{vllm[0]['engine']}, TP=2, compiled",
+                cell([run["ttft_ms"]["median"] for run in vllm]),
+                cell([run["tpot_ms"]["median"] for run in vllm]),
+            )
+        )
+    names = [r.name for r in runs[0].results if (r.prefill_chunks or 1) == 1]
+    rows += [
+        (
+            f"krakenlm, {name}",
+            cell(over_runs(runs, name, lambda r: r.ttft_ms.median)),
+            cell(over_runs(runs, name, lambda r: r.tpot_ms and r.tpot_ms.median)),
+        )
+        for name in names
+    ]
+    return markers.markdown(("engine", "TTFT, ms", "TPOT, ms"), rows, numbers=True)
+
+
+def allreduce_table(scenario: str) -> str:
+    """A row a message size, a column a transport: microseconds of one sum."""
+    runs = [json.loads(p.read_text()) for p in sorted((RESULTS / scenario).glob("run-*.json"))]
+    columns = sorted({(row["transport"], row["dtype"]) for run in runs for row in run["results"]})
+    sizes = sorted({row["bytes"] for run in runs for row in run["results"]})
+    rows = []
+    for size in sizes:
+        cells = [f"{size}"]
+        for transport, dtype in columns:
+            found = [
+                row["time_us"]["median"]
+                for run in runs
+                for row in run["results"]
+                if (row["bytes"], row["transport"], row["dtype"]) == (size, transport, dtype)
+            ]
+            cells.append(cell(found, digits=0))
+        rows.append(cells)
+    headings = ("bytes", *(f"{transport}, {dtype}" for transport, dtype in columns))
+    return markers.markdown(headings, rows, numbers=True)
+
+
+def _over_bound(result: ModelLatency) -> float:
+    return 100 * (result.ttft_ms.median / result.no_comm_ttft_ms.median - 1)
+
+
+def _hideable_percent(result: ModelLatency) -> float | None:
+    return None if result.hideable_share is None else 100 * result.hideable_share
+
+
+def _part(part: str) -> Value:
+    def value(result: ModelLatency) -> float | None:
+        return None if result.breakdown_ms is None else result.breakdown_ms[part]
+
+    return value
+
+
+def _conditions(runs: Sequence[LatencyReport], scenario: str) -> str:
+    command = (RESULTS / scenario / "command.txt").read_text(encoding="utf-8").strip()
+    rounds = runs[0].iterations
+    return (
+        f"\n{len(runs)} runs of {rounds} interleaved rounds; {runs[0].conditions}. "
+        f"In brackets: lowest and highest run. Command: `{command}`\n"
+    )
+
+
+def draw_pictures() -> None:
+    """A picture of the latest run of each scenario, and of what its prefills consist of."""
+    for scenario in SCENARIOS:
+        runs = reports(scenario)
+        if runs:
+            draw_latencies(runs[-1], RESULTS / scenario / "latency.png")
+            if any(result.breakdown_ms for result in runs[-1].results):
+                draw_breakdowns(runs[-1], RESULTS / scenario / "breakdown.png")
+
+
+def _of(table: Callable[[str], str], scenario: str) -> markers.Table:
+    return lambda: table(scenario)
+
+
+TABLES: dict[str, markers.Table] = {
+    **{f"latency {scenario}": _of(latency_table, scenario) for scenario in SCENARIOS},
+    "breakdown one-host": _of(breakdown_table, "one-host"),
+    "vllm": vllm_table,
+    "allreduce one-host": _of(allreduce_table, "allreduce-one-host"),
+    "allreduce 1gbit": _of(allreduce_table, "allreduce-1gbit"),
+}

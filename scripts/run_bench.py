@@ -1,0 +1,98 @@
+"""Measure what the page "What Kraken buys you" shows, and draw its pictures and tables.
+
+    python scripts/run_bench.py [SCENARIO...] [--runs 3] [--vllm-python vllm-env/bin/python]
+    python scripts/run_bench.py --draw
+
+Each scenario is one ``krakenlm bench`` command, run several times; every run's JSON is kept under
+docs/results/latency/SCENARIO, whatever it says, beside the command. The scenarios over a network
+need root, for ``scripts/netns_bench.sh``. ``--draw`` measures nothing and makes pictures and tables
+anew from the JSON files alone. Run nothing else on the machine meanwhile.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import latency_page
+import markers
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "latency"
+LATENCY = (
+    "krakenlm bench latency --size 124M --devices 2 --dtype bfloat16 --input-len 512 "
+    "--output-len 16 --kraken published,keep-width,hardware-friendly --prefill-chunks 1,2 "
+    "--breakdown"
+)
+
+
+class Scenario(NamedTuple):
+    """One setting: the rate of a real veth link between the ranks, or none, and the command."""
+
+    rate: str | None
+    command: str
+
+
+SCENARIOS = {
+    "one-host": Scenario(None, f"{LATENCY} --num-iters 12"),
+    "veth-1gbit": Scenario("1gbit", f"{LATENCY} --num-iters 12"),
+    "veth-100mbit": Scenario("100mbit", f"{LATENCY} --num-iters 6 --num-iters-warmup 1"),
+    "emulated-10gbit": Scenario(None, f"{LATENCY} --num-iters 12 --link gbps=10,latency_us=30"),
+    "allreduce-one-host": Scenario(None, "krakenlm bench allreduce --devices 2 --num-iters 40"),
+    "allreduce-1gbit": Scenario("1gbit", "krakenlm bench allreduce --devices 2 --num-iters 40"),
+}
+
+
+def measure(name: str, run: int, vllm_python: Path | None) -> None:
+    """One run of one scenario; vLLM, where there is one, is measured right behind one host's."""
+    scenario = SCENARIOS[name]
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = scenario.command
+    if scenario.rate:
+        shown = f"scripts/netns_bench.sh {scenario.rate} {shown}"
+    (folder / "command.txt").write_text(f"{shown} --output-json run-N.json\n", encoding="utf-8")
+    output = folder / f"run-{run}.json"
+    command = [sys.executable, "-m", *scenario.command.split(), "--output-json", str(output)]
+    if scenario.rate:
+        command = [str(ROOT / "scripts" / "netns_bench.sh"), scenario.rate, *command]
+    print(f"{name}, run {run}: {shown}", flush=True)
+    # Namespaces have no name service, and gloo says so on every start.
+    subprocess.run(command, check=True, env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"})
+    if name == "one-host" and vllm_python is not None:
+        reference = ROOT / "scripts" / "vllm_reference.py"
+        target = folder / f"vllm-{run}.json"
+        subprocess.run(
+            [str(vllm_python), str(reference), "--output-json", str(target)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+
+def main() -> None:
+    """Measure the scenarios named, or all, and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--vllm-python", type=Path, help="python of an environment with vLLM")
+    parser.add_argument("--draw", action="store_true", help="only draw what is there")
+    arguments = parser.parse_args()
+    unknown = set(arguments.scenarios) - SCENARIOS.keys()
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}: choose from {', '.join(SCENARIOS)}")
+    names = arguments.scenarios or list(SCENARIOS)
+    for run in range(1, 1 if arguments.draw else arguments.runs + 1):
+        for name in names:
+            if SCENARIOS[name].rate and (os.geteuid() != 0 or not shutil.which("tc")):
+                print(f"{name}: needs root and tc: left out", file=sys.stderr)
+                continue
+            measure(name, run, arguments.vllm_python)
+    latency_page.draw_pictures()
+    markers.rewrite([latency_page.PAGE], latency_page.TABLES)
+
+
+if __name__ == "__main__":
+    main()
