@@ -78,25 +78,22 @@ def breakdown_table(scenario: str) -> str:
 
 def vllm_table() -> str:
     """vLLM's latency beside this engine's, measured in turn on one machine."""
-    runs = reports("one-host")
-    vllm = [json.loads(p.read_text()) for p in sorted((RESULTS / "one-host").glob("vllm-*.json"))]
-    rows = []
-    if vllm:
-        rows.append(
-            (
-                f"{vllm[0]['engine']}, TP=2, compiled",
-                cell([run["ttft_ms"]["median"] for run in vllm]),
-                cell([run["tpot_ms"]["median"] for run in vllm]),
-            )
+    runs = reports("beside-vllm")
+    vllm = json.loads((RESULTS / "beside-vllm" / "vllm.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            f"{vllm['engine']}, GPT-2, TP=2, compiled",
+            cell([burst["ttft_ms"] for burst in vllm["bursts"]]),
+            cell([burst["tpot_ms"] for burst in vllm["bursts"]]),
         )
-    names = [r.name for r in runs[0].results if (r.prefill_chunks or 1) == 1]
+    ]
     rows += [
         (
             f"krakenlm, {name}",
             cell(over_runs(runs, name, lambda r: r.ttft_ms.median)),
             cell(over_runs(runs, name, lambda r: r.tpot_ms and r.tpot_ms.median)),
         )
-        for name in names
+        for name in (result.name for result in runs[0].results)
     ]
     return markers.markdown(("engine", "TTFT, ms", "TPOT, ms"), rows, numbers=True)
 

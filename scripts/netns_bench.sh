@@ -2,7 +2,7 @@
 # Runs a command once per rank: each in a network namespace of its own, over a link of a given rate.
 set -euo pipefail
 
-readonly RANKS=${RANKS:-2} BURST=${BURST:-256kb} DELAY=${DELAY:-}
+readonly RANKS=${RANKS:-2} BURST=${BURST:-64kb} DELAY=${DELAY:-}
 # The namespaces see nothing but each other: constants cannot collide with the machine's networks.
 readonly SUBNET=10.213.0 PORT=${MASTER_PORT:-29500}
 # With the pid two runs at once stay apart. An interface's name has room for 15 characters.
@@ -24,7 +24,7 @@ RATE is what tc takes (1gbit, 100mbit; beware that gbps are gigabytes), or none 
 
 Environment:
   RANKS        how many ranks (2)
-  BURST        what may pass at once at full speed, in tc's units (256kb: kilobytes)
+  BURST        what may pass at once at full speed, in tc's units (64kb: kilobytes)
   DELAY        one-way delay that netem adds, such as 50us (none)
   MASTER_PORT  the port rank 0 listens on (29500)
 
@@ -90,7 +90,7 @@ add_delay() {
 limit_rate() {
     local space=$1 name=$2
     shift 2
-    attempt "tc takes no RATE '$RATE' (but 1gbit, or none) with BURST '$BURST' (but 256kb)" \
+    attempt "tc takes no RATE '$RATE' (but 1gbit, or none) with BURST '$BURST' (but 64kb)" \
         tc -n "$space" qdisc add dev "$name" "$@" tbf rate "$RATE" burst "$BURST" limit 16mb
 }
 

@@ -36,40 +36,58 @@ class Scenario(NamedTuple):
     command: str
 
 
+NETNS = ROOT / "scripts" / "netns_bench.sh"
+BESIDE_VLLM = Scenario(
+    None,
+    "krakenlm bench latency --size 124M --wirings standard,kraken "
+    "--kraken published,keep-width --devices 2 --dtype bfloat16 --input-len 512 --output-len 16 "
+    "--num-iters 8",
+)
 SCENARIOS = {
-    "one-host": Scenario(None, f"{LATENCY} --num-iters 12"),
-    "veth-1gbit": Scenario("1gbit", f"{LATENCY} --num-iters 12"),
-    "veth-100mbit": Scenario("100mbit", f"{LATENCY} --num-iters 6 --num-iters-warmup 1"),
-    "emulated-10gbit": Scenario(None, f"{LATENCY} --num-iters 12 --link gbps=10,latency_us=30"),
+    "one-host": Scenario(None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2"),
+    "veth-1gbit": Scenario("1gbit", f"{LATENCY} --num-iters 8 --num-iters-warmup 2"),
+    "veth-100mbit": Scenario("100mbit", f"{LATENCY} --num-iters 4 --num-iters-warmup 1"),
+    "emulated-10gbit": Scenario(
+        None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2 --link gbps=10,latency_us=30"
+    ),
     "allreduce-one-host": Scenario(None, "krakenlm bench allreduce --devices 2 --num-iters 40"),
     "allreduce-1gbit": Scenario("1gbit", "krakenlm bench allreduce --devices 2 --num-iters 40"),
 }
 
 
-def measure(name: str, run: int, vllm_python: Path | None) -> None:
-    """One run of one scenario; vLLM, where there is one, is measured right behind one host's."""
+def measure(name: str, run: int) -> None:
+    """One run of one scenario."""
     scenario = SCENARIOS[name]
-    folder = RESULTS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = scenario.command
-    if scenario.rate:
-        shown = f"scripts/netns_bench.sh {scenario.rate} {shown}"
-    (folder / "command.txt").write_text(f"{shown} --output-json run-N.json\n", encoding="utf-8")
-    output = folder / f"run-{run}.json"
+    output = _folder(name, scenario) / f"run-{run}.json"
     command = [sys.executable, "-m", *scenario.command.split(), "--output-json", str(output)]
     if scenario.rate:
-        command = [str(ROOT / "scripts" / "netns_bench.sh"), scenario.rate, *command]
-    print(f"{name}, run {run}: {shown}", flush=True)
+        command = [str(NETNS), scenario.rate, *command]
+    print(f"{name}, run {run}", flush=True)
     # Namespaces have no name service, and gloo says so on every start.
     subprocess.run(command, check=True, env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"})
-    if name == "one-host" and vllm_python is not None:
-        reference = ROOT / "scripts" / "vllm_reference.py"
-        target = folder / f"vllm-{run}.json"
-        subprocess.run(
-            [str(vllm_python), str(reference), "--output-json", str(target)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+
+
+def measure_beside_vllm(python: Path, bursts: int) -> None:
+    """vLLM and this engine in turn, on one host."""
+    folder = _folder("beside-vllm", BESIDE_VLLM)
+    ours = f"{sys.executable} -m {BESIDE_VLLM.command} --output-json {folder}/run-{{burst}}.json"
+    command = [
+        python,
+        ROOT / "scripts" / "vllm_reference.py",
+        "--output-json",
+        folder / "vllm.json",
+    ]
+    turns = ["--bursts", str(bursts), "--num-iters", "8", "--between", ours]
+    print(f"beside-vllm, {bursts} runs", flush=True)
+    subprocess.run([*map(str, command), *turns], check=True)
+
+
+def _folder(name: str, scenario: Scenario) -> Path:
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = f"scripts/netns_bench.sh {scenario.rate} " if scenario.rate else ""
+    (folder / "command.txt").write_text(f"{shown}{scenario.command}\n", encoding="utf-8")
+    return folder
 
 
 def main() -> None:
@@ -84,12 +102,14 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}: choose from {', '.join(SCENARIOS)}")
     names = arguments.scenarios or list(SCENARIOS)
+    if arguments.vllm_python is not None and not arguments.draw:
+        measure_beside_vllm(arguments.vllm_python, arguments.runs)
     for run in range(1, 1 if arguments.draw else arguments.runs + 1):
         for name in names:
             if SCENARIOS[name].rate and (os.geteuid() != 0 or not shutil.which("tc")):
                 print(f"{name}: needs root and tc: left out", file=sys.stderr)
                 continue
-            measure(name, run, arguments.vllm_python)
+            measure(name, run)
     latency_page.draw_pictures()
     markers.rewrite([latency_page.PAGE], latency_page.TABLES)
 

@@ -7,6 +7,10 @@ Runs in an environment of its own, since vLLM pins PyTorch and Transformers:
     vllm-env/bin/pip uninstall -y torchvision torchaudio torchcodec
     vllm-env/bin/python scripts/vllm_reference.py --tensor-parallel-size 2 --output-json FILE
 
+With ``--between COMMAND`` it measures in bursts and runs a command behind each, while vLLM idles,
+so that both are measured within the same minutes of a machine whose speed drifts; ``{burst}`` in
+the command is the burst's number.
+
 Weights are random, prompts are random tokens, answers are forced to their full length. The time to
 the first token is that of a whole request for one token, scheduling included.
 """
@@ -15,7 +19,9 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
 import tempfile
 import time
 from importlib.metadata import version
@@ -42,6 +48,8 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=16)
     parser.add_argument("--num-iters", type=int, default=15)
     parser.add_argument("--num-iters-warmup", type=int, default=3)
+    parser.add_argument("--bursts", type=int, default=1)
+    parser.add_argument("--between", help="run this behind each burst of --num-iters")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--output-json", type=Path)
     arguments = parser.parse_args()
@@ -52,6 +60,7 @@ def main() -> None:
     bind = "|".join(",".join(map(str, share)) for share in shares)
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(GPT2))
         report = _measure(Path(folder), arguments)
@@ -87,14 +96,27 @@ def _measure(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         engine.generate([prompt], sampling, use_tqdm=False)
         return time.perf_counter() - start
 
-    first: list[float] = []
-    later: list[float] = []
-    for iteration in range(arguments.num_iters_warmup + arguments.num_iters):
-        one = seconds(1, iteration)
-        whole = seconds(arguments.output_len, iteration)
-        if iteration >= arguments.num_iters_warmup:
+    def burst(iterations: int) -> tuple[list[float], list[float]]:
+        first, later = [], []
+        for iteration in range(iterations):
+            one = seconds(1, iteration)
+            whole = seconds(arguments.output_len, iteration)
             first.append(1000 * one)
             later.append(1000 * (whole - one) / (arguments.output_len - 1))
+        return first, later
+
+    first: list[float] = []
+    later: list[float] = []
+    medians = []
+    for number in range(1, arguments.bursts + 1):
+        burst(arguments.num_iters_warmup)
+        ttft, tpot = burst(arguments.num_iters)
+        first += ttft
+        later += tpot
+        medians.append({"ttft_ms": statistics.median(ttft), "tpot_ms": statistics.median(tpot)})
+        if arguments.between:
+            command = arguments.between.replace("{burst}", str(number))
+            subprocess.run(shlex.split(command), check=True)
     return {
         "schema_version": 1,
         "engine": f"vllm-cpu {version('vllm-cpu')}",
@@ -107,6 +129,7 @@ def _measure(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "output_len": arguments.output_len,
         "iterations": arguments.num_iters,
         "dtype": "bfloat16",
+        "bursts": medians,
         "ttft_ms": _quantiles(first),
         "tpot_ms": _quantiles(later),
     }
