@@ -4,9 +4,12 @@ PYTHON := python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
+# Of `make bench`: how often each scenario runs, and the python of an environment with vLLM.
+RUNS   := 3
+VLLM_PYTHON :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format docs clean
+.PHONY: help demo bench test test-slow check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +34,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## train Kraken and its GPT-2-style twin on text, split and time them (TEXT=FILE... to choose the text)
 	$(BIN)/krakenlm demo $(if $(TEXT),--text $(TEXT)) --out $(DEMO)
+
+bench: $(VENV)/.installed  ## measure what docs/latency.md shows, about 40 minutes (VLLM_PYTHON=... to measure vLLM too)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/run_bench.py --runs $(RUNS) $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on two cores
 	$(BIN)/python -m pytest

@@ -2,7 +2,10 @@
 # Runs a command once per rank: each in a network namespace of its own, over a link of a given rate.
 set -euo pipefail
 
-readonly RANKS=${RANKS:-2} BURST=${BURST:-64kb} DELAY=${DELAY:-}
+# A burst below 64 KB, the largest packet that TCP hands down, makes tbf cut packets up within the
+# sender's own system call, which then lasts as long as the message takes. A larger one lets more
+# pass at full speed after a pause than a link of that rate would.
+readonly RANKS=${RANKS:-2} BURST=${BURST:-80kb} DELAY=${DELAY:-}
 # The namespaces see nothing but each other: constants cannot collide with the machine's networks.
 readonly SUBNET=10.213.0 PORT=${MASTER_PORT:-29500}
 # With the pid two runs at once stay apart. An interface's name has room for 15 characters.
@@ -24,7 +27,7 @@ RATE is what tc takes (1gbit, 100mbit; beware that gbps are gigabytes), or none 
 
 Environment:
   RANKS        how many ranks (2)
-  BURST        what may pass at once at full speed, in tc's units (64kb: kilobytes)
+  BURST        what may pass at once at full speed, in tc's units (80kb: kilobytes)
   DELAY        one-way delay that netem adds, such as 50us (none)
   MASTER_PORT  the port rank 0 listens on (29500)
 
@@ -90,7 +93,7 @@ add_delay() {
 limit_rate() {
     local space=$1 name=$2
     shift 2
-    attempt "tc takes no RATE '$RATE' (but 1gbit, or none) with BURST '$BURST' (but 64kb)" \
+    attempt "tc takes no RATE '$RATE' (but 1gbit, or none) with BURST '$BURST' (but 80kb)" \
         tc -n "$space" qdisc add dev "$name" "$@" tbf rate "$RATE" burst "$BURST" limit 16mb
 }
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import command_reference  # noqa: E402
 import cost_tables  # noqa: E402
 import draw_architecture  # noqa: E402
+import latency_page  # noqa: E402
 import markers  # noqa: E402
 import publish_demo  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
@@ -52,6 +53,12 @@ def test_what_the_pages_say_the_demo_printed_is_what_it_printed(page):
     text = page.read_text(encoding="utf-8")
     assert markers.names(text) == ["demo-output"]
     assert text == markers.filled(text, publish_demo.BLOCKS), "run scripts/publish_demo.py"
+
+
+def test_the_latency_page_shows_what_its_runs_measured():
+    text = latency_page.PAGE.read_text(encoding="utf-8")
+    assert sorted(markers.names(text)) == sorted(latency_page.TABLES)
+    assert text == markers.filled(text, latency_page.TABLES), "run scripts/run_bench.py --draw"
 
 
 def test_a_stale_table_is_noticed_and_put_right():
