@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import markers
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies
@@ -79,7 +80,7 @@ def breakdown_table(scenario: str) -> str:
 def vllm_table() -> str:
     """vLLM's latency beside this engine's, measured in turn on one machine."""
     runs = reports("beside-vllm")
-    vllm = json.loads((RESULTS / "beside-vllm" / "vllm.json").read_text(encoding="utf-8"))
+    vllm = _vllm()
     rows = [
         (
             f"{vllm['engine']}, GPT-2, TP=2, compiled",
@@ -96,6 +97,72 @@ def vllm_table() -> str:
         for name in (result.name for result in runs[0].results)
     ]
     return markers.markdown(("engine", "TTFT, ms", "TPOT, ms"), rows, numbers=True)
+
+
+def goals_table() -> str:
+    """What the engine was built to reach, and what the runs say; a goal is met by the median."""
+    published, keep_width = "kraken (published width 678)", "kraken (keep-width 768)"
+    rows = []
+    for scenario, name, what, value, goal, unit in (
+        ("veth-1gbit", published, "TTFT over standard", lambda r: r.speedup, 1.6, "x"),
+        ("veth-1gbit", keep_width, "TTFT over standard", lambda r: r.speedup, 1.6, "x"),
+        ("veth-1gbit", published, "hidden of hideable", _hideable_percent, 85.0, " %"),
+        ("veth-1gbit", keep_width, "hidden of hideable", _hideable_percent, 85.0, " %"),
+        ("veth-1gbit", published, "over its bound, at most", _over_bound, -15.0, " %"),
+        ("veth-1gbit", keep_width, "over its bound, at most", _over_bound, -15.0, " %"),
+        ("veth-1gbit", published, "TPOT over standard", lambda r: r.tpot_speedup, 1.3, "x"),
+        ("veth-1gbit", keep_width, "TPOT over standard", lambda r: r.tpot_speedup, 1.3, "x"),
+        ("veth-100mbit", published, "TTFT over standard", lambda r: r.speedup, 2.3, "x"),
+        ("veth-100mbit", keep_width, "TTFT over standard", lambda r: r.speedup, 2.3, "x"),
+    ):
+        rows.append(_goal_row(reports(scenario), scenario, name, what, value, goal, unit))
+    for scenario, goal in (("veth-1gbit", 1.0), ("veth-100mbit", 1.8)):
+        for name in (published, keep_width):
+            ratios = [_ttft(run, "ladder") / _ttft(run, name) for run in reports(scenario)]
+            rows.append(_numbers_row(scenario, name, "TTFT over Ladder", ratios, goal, "x"))
+    efficiency = json.loads((RESULTS / "efficiency.json").read_text(encoding="utf-8"))
+    share = [100 * efficiency["share"]["median"]]
+    what = "FLOP rate of a prefill, of F.linear's"
+    rows.append(_numbers_row("one core", "standard", what, share, 65.0, " %"))
+    ratios = [
+        run.results[0].ttft_ms.median / burst["ttft_ms"]
+        for run, burst in zip(reports("beside-vllm"), _vllm()["bursts"], strict=True)
+    ]
+    rows.append(_numbers_row("one host", "standard", "TTFT of vLLM's, at most", ratios, -1.1, "x"))
+    return markers.markdown(("setting", "model", "", "goal", "measured", "met"), rows, numbers=True)
+
+
+def _goal_row(
+    runs: Sequence[LatencyReport],
+    scenario: str,
+    name: str,
+    what: str,
+    value: Value,
+    goal: float,
+    unit: str,
+) -> tuple[str, ...]:
+    return _numbers_row(scenario, name, what, over_runs(runs, name, value), goal, unit)
+
+
+def _numbers_row(
+    scenario: str, name: str, what: str, numbers: Sequence[float], goal: float, unit: str
+) -> tuple[str, ...]:
+    """A row; a goal below nought is the most that a number may be."""
+    digits = 2 if unit == "x" else 0
+    middle = statistics.median(numbers)
+    met = middle <= -goal if goal < 0 else middle >= goal
+    shown = f"{abs(goal):.{1 if unit == 'x' else 0}f}{unit}"
+    return scenario, name, what, shown, cell(numbers, unit, digits), "yes" if met else "no"
+
+
+def _ttft(run: LatencyReport, name: str) -> float:
+    (result,) = (result for result in run.results if result.name == name)
+    return result.ttft_ms.median
+
+
+def _vllm() -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((RESULTS / "beside-vllm" / "vllm.json").read_text("utf-8"))
+    return values
 
 
 def allreduce_table(scenario: str) -> str:
@@ -160,6 +227,7 @@ def _of(table: Callable[[str], str], scenario: str) -> markers.Table:
 TABLES: dict[str, markers.Table] = {
     **{f"latency {scenario}": _of(latency_table, scenario) for scenario in SCENARIOS},
     "breakdown one-host": _of(breakdown_table, "one-host"),
+    "goals": goals_table,
     "vllm": vllm_table,
     "allreduce one-host": _of(allreduce_table, "allreduce-one-host"),
     "allreduce 1gbit": _of(allreduce_table, "allreduce-1gbit"),

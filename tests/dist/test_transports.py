@@ -337,7 +337,7 @@ def far_ahead(rank: Rank, transport: str) -> None:
     connections.close()
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ["shared-memory", "sockets"])  # those with limits of ours
 def test_more_sums_under_way_than_slots_or_buffers_hold_end_all_the_same(transport):
     heard: list[list[float]] = []
     launch(far_ahead, [transport], devices=2, on_message=heard.append, device_type="cpu")
