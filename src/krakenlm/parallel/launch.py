@@ -252,6 +252,11 @@ def _child(
         writer.send(_failure_of(error, index))
     finally:
         writer.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # All is said and done. Winding down, C++ now and then destroys a thread of gloo's that is
+        # still there, and that aborts the process.
+        os._exit(0)
 
 
 class _AlreadySaidError(Exception):
