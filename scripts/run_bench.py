@@ -58,18 +58,19 @@ SCENARIOS = {
 def measure(name: str, run: int) -> None:
     """One run of one scenario."""
     scenario = SCENARIOS[name]
-    output = _folder(name, scenario) / f"run-{run}.json"
+    output = (_folder(name, scenario) / f"run-{run}.json").relative_to(ROOT)
     command = [sys.executable, "-m", *scenario.command.split(), "--output-json", str(output)]
     if scenario.rate:
         command = [str(NETNS), scenario.rate, *command]
     print(f"{name}, run {run}", flush=True)
     # Namespaces have no name service, and gloo says so on every start.
-    subprocess.run(command, check=True, env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"})
+    quiet = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    subprocess.run(command, check=True, env=quiet, cwd=ROOT)
 
 
 def measure_beside_vllm(python: Path, bursts: int) -> None:
     """vLLM and this engine in turn, on one host."""
-    folder = _folder("beside-vllm", BESIDE_VLLM)
+    folder = _folder("beside-vllm", BESIDE_VLLM).relative_to(ROOT)
     ours = f"{sys.executable} -m {BESIDE_VLLM.command} --output-json {folder}/run-{{burst}}.json"
     command = [
         python,
@@ -79,7 +80,7 @@ def measure_beside_vllm(python: Path, bursts: int) -> None:
     ]
     turns = ["--bursts", str(bursts), "--num-iters", "8", "--between", ours]
     print(f"beside-vllm, {bursts} runs", flush=True)
-    subprocess.run([*map(str, command), *turns], check=True)
+    subprocess.run([*map(str, command), *turns], check=True, cwd=ROOT)
 
 
 def _folder(name: str, scenario: Scenario) -> Path:
