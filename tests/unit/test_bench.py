@@ -34,9 +34,7 @@ from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.trace import Event
 
 WIRINGS = ("standard", "parallel", "ladder", "kraken")
-VERSION_1 = (
-    Path(__file__).parents[1] / "golden" / "latency-report-v1.json"
-)  # as a demo wrote it then
+VERSION_1 = Path(__file__).parents[1] / "golden" / "latency-report-v1.json"
 
 
 def environment() -> Environment:
