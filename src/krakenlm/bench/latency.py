@@ -13,15 +13,7 @@ import torch
 from krakenlm.bench.breakdown import measure_breakdown
 from krakenlm.bench.environment import Environment
 from krakenlm.bench.models import Contender
-from krakenlm.bench.ranks import (
-    check_device,
-    check_dtype,
-    dtype_on,
-    gathered,
-    gpu_name,
-    name_of,
-    peak_rss_bytes,
-)
+from krakenlm.bench.ranks import dtype_on, gathered, gpu_name, peak_rss_bytes
 from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
@@ -29,8 +21,9 @@ from krakenlm.errors import KrakenError
 from krakenlm.model.shard import split
 from krakenlm.parallel.connect import TRANSPORTS, Transport
 from krakenlm.parallel.cores import cores_here
+from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
 from krakenlm.parallel.engine import Engine, EngineOptions, Placement
-from krakenlm.parallel.launch import DeviceType, Rank, launch
+from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
 from krakenlm.parallel.requests import room_for_answer
 from krakenlm.parallel.trace import Event

@@ -11,26 +11,14 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from krakenlm.errors import KrakenError
 from krakenlm.model.packed import can_pack
 from krakenlm.model.reduce import Pending, Reducer
 from krakenlm.parallel.collective import Collective
 from krakenlm.parallel.connect import Connections
+from krakenlm.parallel.devices import DTYPES
 from krakenlm.parallel.launch import Rank
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 _T = TypeVar("_T")
-
-
-def check_dtype(name: str) -> None:
-    """Refuse what ``dtype_on`` does not know.
-
-    Raises:
-        KrakenError: an unknown name.
-    """
-    if name not in ("auto", *DTYPES):
-        raise KrakenError(f"--dtype {name}: choose one of auto, {', '.join(DTYPES)}")
 
 
 def dtype_on(device: torch.device, name: str) -> torch.dtype:
@@ -39,11 +27,6 @@ def dtype_on(device: torch.device, name: str) -> torch.dtype:
         return DTYPES[name]
     fast = device.type == "cuda" or can_pack(torch.empty(1, 1, dtype=torch.bfloat16))
     return torch.bfloat16 if fast else torch.float32
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """What ``--dtype`` calls it."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def now(rank: Rank) -> float:
@@ -113,16 +96,6 @@ def watched(connections: Connections, watch: Callable[[Reducer], Reducer]) -> Co
     return connections._replace(
         streams=Observed(streams, watch(streams)), parts=parts and Observed(parts, watch(parts))
     )
-
-
-def check_device(name: str) -> None:
-    """Refuse what ``launch`` does not know.
-
-    Raises:
-        KrakenError: an unknown name.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise KrakenError(f"--device {name}: choose one of auto, cpu, cuda")
 
 
 def gpu_name(device: torch.device) -> str:

@@ -3,15 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from krakenlm.config import ModelConfig
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.model.shard import split
+from krakenlm.parallel.devices import DTYPES, check_device, check_dtype
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch, world_size
 from krakenlm.parallel.requests import check_request, room_for_answer
@@ -20,7 +19,6 @@ from krakenlm.parallel.sampling import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _USUAL_ANSWER = 64
 
 
@@ -32,7 +30,7 @@ class Request(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     eos_token_ids: frozenset[int]
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    dtype: str
     options: EngineOptions
 
 
@@ -63,8 +61,7 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
     Raises:
         KrakenError: a request, a model or a number of devices that cannot work.
     """
-    if ranks.device_type not in ("auto", "cpu", "cuda"):
-        raise KrakenError(f"--device {ranks.device_type}: choose one of auto, cpu, cuda")
+    check_device(ranks.device_type)
     if ranks.threads is not None and ranks.threads < 1:
         raise KrakenError(f"--threads {ranks.threads}: needs 1 or more")
     config, options = read_config(request.directory), request.options
@@ -101,8 +98,7 @@ def prepare(
         dtype: ``auto`` is float32 on CPUs and bfloat16 on GPUs.
         options: how the model is spread out and run.
     """
-    if dtype not in ("auto", *_DTYPES):
-        raise KrakenError(f"--dtype {dtype}: choose one of auto, {', '.join(_DTYPES)}")
+    check_dtype(dtype)
     config = read_config(directory)
     tokenizer = load_tokenizer(directory)
     ids = [_encode(tokenizer, prompt, config) for prompt in prompts]
@@ -115,7 +111,7 @@ def prepare(
         max_new_tokens=max_new_tokens,
         sampling=sampling or Sampling(),
         eos_token_ids=read_eos_token_ids(directory),
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         options=options or EngineOptions(),
     )
     return request, tokenizer
@@ -137,7 +133,7 @@ def _answer(rank: Rank, request: Request) -> None:
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if rank.device.type == "cuda" else "float32"
-    engine = Engine.load(request.directory, rank, _DTYPES[dtype], request.options)
+    engine = Engine.load(request.directory, rank, DTYPES[dtype], request.options)
     start = time.perf_counter()
     for tokens in engine.generate(
         request.prompts,

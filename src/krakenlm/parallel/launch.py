@@ -28,8 +28,8 @@ from torch import distributed as dist
 
 from krakenlm.errors import KrakenError
 from krakenlm.parallel.cores import share_cores
+from krakenlm.parallel.devices import DeviceType
 
-DeviceType = Literal["auto", "cpu", "cuda"]
 Worker = Callable[..., None]
 OnMessage = Callable[[Any], None]
 

@@ -1,0 +1,36 @@
+"""What ``--device`` and ``--dtype`` may be called."""
+
+from typing import Literal, get_args
+
+import torch
+
+from krakenlm.errors import KrakenError
+
+DeviceType = Literal["auto", "cpu", "cuda"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By name; what ``auto`` stands for depends on who asks."""
+
+
+def check_device(name: str) -> None:
+    """Refuse what ``launch`` does not know.
+
+    Raises:
+        KrakenError: an unknown name.
+    """
+    if name not in get_args(DeviceType):
+        raise KrakenError(f"--device {name}: choose one of {', '.join(get_args(DeviceType))}")
+
+
+def check_dtype(name: str) -> None:
+    """Refuse what is neither ``auto`` nor in ``DTYPES``.
+
+    Raises:
+        KrakenError: an unknown name.
+    """
+    if name not in ("auto", *DTYPES):
+        raise KrakenError(f"--dtype {name}: choose one of auto, {', '.join(DTYPES)}")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What ``--dtype`` calls it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
