@@ -18,13 +18,13 @@ from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
 from krakenlm.errors import KrakenError
-from krakenlm.model.shard import split
 from krakenlm.parallel.connect import TRANSPORTS, Transport
 from krakenlm.parallel.cores import cores_here
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
 from krakenlm.parallel.engine import Engine, EngineOptions, Placement
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
+from krakenlm.parallel.placement import check_placement
 from krakenlm.parallel.requests import room_for_answer
 from krakenlm.parallel.trace import Event
 
@@ -178,8 +178,9 @@ def check(contenders: Sequence[Contender], setup: Setup) -> None:
         raise KrakenError(f"--link {setup.link}: one device has no link: use --devices 2 or more")
     for contender in contenders:
         config, options = contender.config, setup.options(contender)
-        fixed = None if options.placement == "auto" else options.placement
-        split(config, setup.devices, placement=fixed, tensor_parallel=options.tensor_parallel)
+        check_placement(
+            config, setup.devices, options.placement, tensor_parallel=options.tensor_parallel
+        )
         if setup.output_len > room_for_answer(config, setup.input_len):
             raise KrakenError(
                 f"--input-len {setup.input_len} and --output-len {setup.output_len}: the context "

@@ -9,10 +9,10 @@ from krakenlm.config import ModelConfig
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
-from krakenlm.model.shard import split
 from krakenlm.parallel.devices import DTYPES, check_device, check_dtype
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch, world_size
+from krakenlm.parallel.placement import check_placement
 from krakenlm.parallel.requests import check_request, room_for_answer
 from krakenlm.parallel.sampling import Sampling
 
@@ -66,8 +66,7 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
         raise KrakenError(f"--threads {ranks.threads}: needs 1 or more")
     config, options = read_config(request.directory), request.options
     devices = world_size() if ranks.devices is None else ranks.devices
-    placement = None if options.placement == "auto" else options.placement
-    split(config, devices, placement=placement, tensor_parallel=options.tensor_parallel)
+    check_placement(config, devices, options.placement, tensor_parallel=options.tensor_parallel)
     check_request(config, request.prompts, request.max_new_tokens)
     launch(
         _answer,

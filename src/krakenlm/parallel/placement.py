@@ -13,10 +13,11 @@ from typing import Literal
 
 import torch
 
+from krakenlm.config import ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.model.attention import AttentionContext, SdpaCore, rotary
 from krakenlm.model.decoder import Layer, initialise_module
-from krakenlm.model.shard import Shard, units_of
+from krakenlm.model.shard import Shard, split, units_of
 
 _WARM_UP_RUNS = 2
 _TIMED_RUNS = 5
@@ -25,7 +26,7 @@ _TIMED_RUNS = 5
 def parse_placement(text: str) -> tuple[int, ...] | Literal["auto"]:
     """What follows ``--placement`` on the command line: ``3,1`` or ``auto``.
 
-    Whether the numbers fit the model is for ``krakenlm.model.shard.split`` to say.
+    Whether the numbers fit the model is for ``check_placement`` to say.
 
     Raises:
         KrakenError: neither of the two.
@@ -40,6 +41,24 @@ def parse_placement(text: str) -> tuple[int, ...] | Literal["auto"]:
             "--placement 3,1, or auto"
         )
     return tuple(int(number) for number in text.split(","))
+
+
+def check_placement(
+    config: ModelConfig,
+    devices: int,
+    placement: tuple[int, ...] | Literal["auto"] | None,
+    *,
+    tensor_parallel: int,
+) -> None:
+    """Refuse to spread a model out in a way that cannot work, before anything is started.
+
+    ``auto`` works wherever an even placement does, since every group gets a unit at least.
+
+    Raises:
+        KrakenError: see ``krakenlm.model.shard.split``.
+    """
+    fixed = None if placement == "auto" else placement
+    split(config, devices, placement=fixed, tensor_parallel=tensor_parallel)
 
 
 def balance(units: int, seconds_per_unit: Sequence[float]) -> tuple[int, ...]:
