@@ -70,7 +70,7 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-class Observed:
+class _Observed:
     """A collective whose sums go through another Reducer, which watches them."""
 
     def __init__(self, inner: Collective, watcher: Reducer) -> None:
@@ -94,7 +94,7 @@ def watched(connections: Connections, watch: Callable[[Reducer], Reducer]) -> Co
     """The same connections, with the sums of a pass seen by what ``watch`` makes of each."""
     streams, parts = connections.streams, connections.parts
     return connections._replace(
-        streams=Observed(streams, watch(streams)), parts=parts and Observed(parts, watch(parts))
+        streams=_Observed(streams, watch(streams)), parts=parts and _Observed(parts, watch(parts))
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from krakenlm.bench.ranks import Observed, barrier, gathered, middle_of, now, slowest, watched
+from krakenlm.bench.ranks import barrier, gathered, middle_of, now, slowest, watched
 from krakenlm.model.reduce import Pending, Reducer
 from krakenlm.parallel.collective import Collective
 from krakenlm.parallel.connect import Connections, without_communication
@@ -153,14 +153,12 @@ class Runner:
         connections = self.engine.connections
         if self.engine.rank.size == 1:
             return messages
-        counted = connections._replace(
-            streams=Observed(
-                connections.streams, _Counter(messages, "streams", connections.streams)
-            ),
-            parts=connections.parts
-            and Observed(connections.parts, _Counter(messages, "parts", connections.parts)),
-        )
-        with self.engine.with_connections(counted).session(self.prompts, 1) as session:
+
+        def counter(inner: Reducer) -> Reducer:
+            return _Counter(messages, "streams" if inner is connections.streams else "parts", inner)
+
+        counting = self.engine.with_connections(watched(connections, counter))
+        with counting.session(self.prompts, 1) as session:
             session.prefill()
         return messages
 
