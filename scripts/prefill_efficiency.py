@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from krakenlm.bench.environment import Environment
+from krakenlm.bench.results import Quantiles
 from krakenlm.config import ModelConfig, model_config
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import pack
@@ -92,7 +93,6 @@ def main() -> None:
         (operations / whole) / (linear_operations / alone)
         for whole, alone in zip(prefill, linear, strict=True)
     ]
-    tenths = statistics.quantiles(shares, n=10, method="inclusive")
     report = {
         "schema_version": 1,
         "tokens": TOKENS,
@@ -101,7 +101,7 @@ def main() -> None:
         "prefill_gflops": operations / statistics.median(prefill) / 1e9,
         "linear_ms": 1000 * statistics.median(linear),
         "linear_gflops": linear_operations / statistics.median(linear) / 1e9,
-        "share": {"median": statistics.median(shares), "p10": tenths[0], "p90": tenths[-1]},
+        "share": vars(Quantiles.of(shares)),
         "environment": vars(Environment.here(cores=1)),
     }
     text = json.dumps(report, indent=2)
