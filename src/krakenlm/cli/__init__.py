@@ -1,4 +1,4 @@
-"""The ``krakenlm`` command: one module a command, each imported when it is called."""
+"""The ``krakenlm`` command: one module a command, which imports what it needs when called."""
 
 from krakenlm.cli.main import main
 

@@ -4,7 +4,8 @@ A message goes into the kernel's send buffer at once, travels while the rank com
 the receive buffer of the other side until it is wanted; no thread of this process takes part.
 gloo's threads, which do the same work in user space, cost a rank with one core about 2 ms of
 compute a message of 0.8 MB (docs/results). Every rank sends its whole message to every other one:
-one step, which for two ranks moves as many bytes as any AllReduce; for more, see ``collectives``.
+one step, which for two ranks moves as many bytes as any AllReduce; among more,
+``krakenlm.parallel.connect`` gives large messages to gloo.
 
 Connections are made between the ranks of one run only: who connects must send a secret that the
 process group has handed round. Shape letters: see ``krakenlm.model``; R is the ranks of a group.
