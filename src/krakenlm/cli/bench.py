@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from krakenlm.cli.options import (
+    DeviceOption,
+    LinkOption,
+    TensorParallelOption,
+    ThreadsOption,
+    TransportOption,
+)
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
@@ -38,30 +45,14 @@ _DType = Annotated[
     str,
     typer.Option(help="auto (bfloat16 where the device has it), float32, bfloat16, float16."),
 ]
-_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-_Link = Annotated[
-    str,
-    typer.Option(help="real, or a link to emulate, such as gbps=1,latency_us=50."),
-]
-_Transport = Annotated[
-    str,
-    typer.Option(
-        help="What carries messages: auto, shared-memory, sockets or process-group (gloo, NCCL)."
-    ),
-]
 _PrefillChunks = Annotated[
     str,
     typer.Option(metavar="LIST", help="Parts of a prompt that hide one another's AllReduces."),
-]
-_Threads = Annotated[
-    int | None,
-    typer.Option(help="Compute threads of each rank; by default one for each of its cores."),
 ]
 _Placement = Annotated[
     str | None,
     typer.Option(help="Kraken's sub-layers on each rank, such as 3,1, or auto to measure."),
 ]
-_TensorParallel = Annotated[int, typer.Option(help="Ranks that share each Kraken sub-layer.")]
 _Kraken = Annotated[
     str,
     typer.Option(
@@ -98,13 +89,13 @@ def latency(
     num_iters: _NumIters = 15,
     num_iters_warmup: _NumItersWarmup = 3,
     dtype: _DType = "auto",
-    device: _Device = "auto",
-    link: _Link = "real",
-    transport: _Transport = "auto",
-    threads: _Threads = None,
+    device: DeviceOption = "auto",
+    link: LinkOption = "real",
+    transport: TransportOption = "auto",
+    threads: ThreadsOption = None,
     prefill_chunks: _PrefillChunks = "1",
     placement: _Placement = None,
-    tensor_parallel: _TensorParallel = 1,
+    tensor_parallel: TensorParallelOption = 1,
     kraken: _Kraken = "published",
     sublayers: _Sublayers = None,
     output_json: _OutputJson = None,
@@ -164,8 +155,8 @@ def allreduce(
         ),
     ] = "all",
     num_iters: Annotated[int, typer.Option(help="Timed sums of each size.")] = 20,
-    device: _Device = "auto",
-    link: _Link = "real",
+    device: DeviceOption = "auto",
+    link: LinkOption = "real",
     output_json: _OutputJson = None,
 ) -> None:
     """Time sums over the ranks; the columns are those of nccl-tests."""

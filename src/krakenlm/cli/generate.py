@@ -5,58 +5,66 @@ from typing import Annotated
 
 import typer
 
+from krakenlm.cli.options import (
+    DeviceOption,
+    LinkOption,
+    TensorParallelOption,
+    ThreadsOption,
+    TransportOption,
+)
+
+_Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")]
+_Prompt = Annotated[str, typer.Option(help="The text to continue.")]
+_Devices = Annotated[
+    int | None,
+    typer.Option(help="Processes to share the model out to; under torchrun, its own number."),
+]
+_MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(help="Tokens to generate at most; by default 64 or what the context leaves."),
+]
+_Temperature = Annotated[float, typer.Option(help="0 is greedy; above, tokens are drawn.")]
+_TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")]
+_TopP = Annotated[
+    float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")
+]
+_Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
+_DType = Annotated[
+    str, typer.Option(help="auto (float32 on CPUs, else bfloat16), float32, bfloat16, float16.")
+]
+_Placement = Annotated[
+    str | None,
+    typer.Option(
+        help="Sub-layers (or KV heads) on each device, as in 3,1, or auto to measure and "
+        "balance them; by default as even as possible."
+    ),
+]
+_PrefillChunks = Annotated[
+    int, typer.Option(help="Parts of the prompt whose AllReduces hide behind one another.")
+]
+_ShowStats = Annotated[
+    bool, typer.Option("--stats", help="Print time to first token and per token as well.")
+]
+
 
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    devices: Annotated[
-        int | None,
-        typer.Option(help="Processes to share the model out to; under torchrun, its own number."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens to generate at most; by default 64 or what the context leaves."),
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above, tokens are drawn.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    dtype: Annotated[
-        str,
-        typer.Option(help="auto (float32 on CPUs, else bfloat16), float32, bfloat16, float16."),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Compute threads of each process; by default one for each of its cores."),
-    ] = None,
-    placement: Annotated[
-        str | None,
-        typer.Option(
-            help="Sub-layers (or KV heads) on each device, as in 3,1, or auto to measure and "
-            "balance them; by default as even as possible."
-        ),
-    ] = None,
-    tensor_parallel: Annotated[
-        int, typer.Option(help="Devices that share each Kraken sub-layer.")
-    ] = 1,
-    prefill_chunks: Annotated[
-        int,
-        typer.Option(help="Parts of the prompt whose AllReduces hide behind one another."),
-    ] = 1,
-    transport: Annotated[
-        str,
-        typer.Option(help="auto, shared-memory, sockets or process-group (gloo, NCCL)."),
-    ] = "auto",
-    link: Annotated[
-        str,
-        typer.Option(help="real, or emulate one, as in gbps=1,latency_us=50."),
-    ] = "real",
-    show_stats: Annotated[
-        bool, typer.Option("--stats", help="Print time to first token and per token as well.")
-    ] = False,
+    model: _Model,
+    prompt: _Prompt,
+    devices: _Devices = None,
+    max_new_tokens: _MaxNewTokens = None,
+    temperature: _Temperature = 0.0,
+    top_k: _TopK = 0,
+    top_p: _TopP = 1.0,
+    seed: _Seed = 0,
+    dtype: _DType = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    placement: _Placement = None,
+    tensor_parallel: TensorParallelOption = 1,
+    prefill_chunks: _PrefillChunks = 1,
+    transport: TransportOption = "auto",
+    link: LinkOption = "real",
+    show_stats: _ShowStats = False,
 ) -> None:
     """Continue a prompt, on one device or on several that share the model."""
     from krakenlm.parallel.engine import EngineOptions
