@@ -146,22 +146,30 @@ class SdpaCore:
         """Attend to the cache and to the new tokens up to each query's own position."""
         if self._cache is not None:
             k_BGTE, v_BGTE = self._cache.store(module.layer_index, self._start, k_BGTE, v_BGTE)
-        queries, keys = q_BHTE.shape[2], k_BGTE.shape[2]
-        mask = None
-        if 1 < queries < keys:
-            # is_causal aligns the first query with the first key; here the last ones align.
-            mask = q_BHTE.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-        o_BHTE = F.scaled_dot_product_attention(
-            q_BHTE,
-            k_BGTE,
-            v_BGTE,
-            attn_mask=mask,
-            dropout_p=module.dropout if module.training else 0.0,
-            is_causal=queries == keys and queries > 1,
-            scale=module.scaling,
-            enable_gqa=module.num_key_value_groups > 1,
-        )
-        return o_BHTE.transpose(1, 2)
+        dropout = module.dropout if module.training else 0.0
+        return causal_attention(q_BHTE, k_BGTE, v_BGTE, scaling=module.scaling, dropout=dropout)
+
+
+def causal_attention(
+    q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, *, scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """PyTorch's fused attention of the last T of P positions, as o_BTHE."""
+    queries, keys = q_BHTE.shape[2], k_BGPE.shape[2]
+    mask = None
+    if 1 < queries < keys:
+        # is_causal aligns the first query with the first key; here the last ones align.
+        mask = q_BHTE.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    o_BHTE = F.scaled_dot_product_attention(
+        q_BHTE,
+        k_BGPE,
+        v_BGPE,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=queries == keys and queries > 1,
+        scale=scaling,
+        enable_gqa=q_BHTE.shape[1] > k_BGPE.shape[1],
+    )
+    return o_BHTE.transpose(1, 2)
 
 
 def rotary(positions_BT: Tensor, head_dim: int, theta: float) -> Rotary:

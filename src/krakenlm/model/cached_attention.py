@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from krakenlm.model.attention import Attention
+from krakenlm.model.attention import Attention, causal_attention
 from krakenlm.model.cache import KVCache
 
 
@@ -46,7 +45,7 @@ class PrefillCore:
             return attend_one(q_BHTE, keys_BGPE, values_BGPE, bias_B11P, module.scaling)
         if q_BHTE.device.type == "cpu":
             return attend_in_blocks(q_BHTE, keys_BGPE, values_BGPE, module.scaling)
-        return _attend_on_gpu(q_BHTE, keys_BGPE, values_BGPE, module.scaling)
+        return causal_attention(q_BHTE, keys_BGPE, values_BGPE, scaling=module.scaling)
 
 
 class DecodeCore:
@@ -123,21 +122,3 @@ def attend_in_blocks(q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, scaling: fl
 
 def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
     return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)
-
-
-def _attend_on_gpu(q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, scaling: float) -> Tensor:
-    """PyTorch's fused attention, with a mask where keys were cached before."""
-    queries, keys = q_BHTE.shape[2], k_BGPE.shape[2]
-    mask = None
-    if queries < keys:
-        mask = q_BHTE.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    o_BHTE = F.scaled_dot_product_attention(
-        q_BHTE,
-        k_BGPE,
-        v_BGPE,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=q_BHTE.shape[1] > k_BGPE.shape[1],
-    )
-    return o_BHTE.transpose(1, 2)

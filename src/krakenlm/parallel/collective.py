@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from krakenlm.model.reduce import LocalReducer, Pending, Ready, Reducer
+from krakenlm.model.reduce import LocalReducer, Pending, Reducer
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,15 @@ def sum_branches(branches_KBTD: Tensor, out_1BTD: Tensor) -> None:
         torch.sum(branches_KBTD, dim=0, keepdim=True, out=out_1BTD)
 
 
-class Alone(LocalReducer):
-    """The collective of a single rank."""
+class WithoutCommunication(LocalReducer):
+    """Leaves the exchange out: all that a single rank needs, wrong numbers for several.
 
-    def gather(self, x: Tensor) -> Tensor:
-        """The tensor itself, as the only row."""
-        return x.unsqueeze(0)
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-class WithoutCommunication:
-    """Leaves the exchange out: wrong numbers in the time that compute alone takes.
-
-    The bound for any overlap. Gathered tensors are this rank's own, once for each rank.
+    With several, the bound for any overlap: the time that compute alone takes. Gathered tensors
+    are this rank's own, once for each rank.
     """
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
-
-    def begin(self, branches_KBTD: Tensor) -> Ready:
-        """Sum what is held here, and no more."""
-        return LocalReducer().begin(branches_KBTD)
 
     def gather(self, x: Tensor) -> Tensor:
         """This rank's tensor in everybody's place."""

@@ -18,7 +18,6 @@ from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Pending
 from krakenlm.model.shard import Shard
 from krakenlm.parallel.collective import (
-    Alone,
     Collective,
     Group,
     ProcessGroupReducer,
@@ -76,15 +75,14 @@ def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connecti
     if transport not in TRANSPORTS:
         raise KrakenError(f"--transport {transport}: choose one of {', '.join(TRANSPORTS)}")
     if rank.size == 1:
-        alone = Alone()
-        return Connections(alone, None, alone, "none")
+        return without_communication(shard)._replace(transport="none")
     name = _choose(rank, transport)
     everyone = _collective(name, Group(rank.index, rank.size))
     if shard.tensor_parallel == 1:
         return Connections(everyone, None, everyone, name)
     inner, outer = _sub_groups(shard)
     parts = _collective(name, inner)
-    streams = _collective(name, outer) if outer.size > 1 else Alone()
+    streams = _collective(name, outer) if outer.size > 1 else WithoutCommunication(1)
     return Connections(streams, parts, everyone, name)
 
 

@@ -4,7 +4,7 @@ Shape letters: see ``krakenlm.model``; V is this rank's slice of the vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from krakenlm.model.checkpoint import read_config, read_shard
 from krakenlm.model.decoder import BlockWrapper, Decoder
 from krakenlm.model.packed import PackedMatrix, can_pack, pack
 from krakenlm.model.shard import Shard, split, units_of
-from krakenlm.model.wiring import Block, run
+from krakenlm.model.wiring import Block
 from krakenlm.parallel.capture import Recordable, not_recorded
 from krakenlm.parallel.collective import Group, ProcessGroupReducer
 from krakenlm.parallel.connect import Connections, Transport, connect
@@ -29,7 +29,7 @@ from krakenlm.parallel.links import Link
 from krakenlm.parallel.placement import balance, measure_unit
 from krakenlm.parallel.requests import check_request, refuse_not_finite
 from krakenlm.parallel.sampling import Sampler, Sampling
-from krakenlm.parallel.session import BUCKET, Session
+from krakenlm.parallel.session import Session, whole_buckets
 from krakenlm.parallel.tensor_parallel import PartialBlock
 
 _TYPICAL_PROMPT = 512
@@ -171,21 +171,21 @@ class Engine:
         """Logits of every position over the whole vocabulary, without cache or fast paths."""
         ids_BT = ids_BT.to(self.rank.device)
         positions_1T = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        x_BTD = self.decoder.embed_tokens(ids_BT)
-        steps = self.decoder.steps(
-            x_BTD, positions_1T, SdpaCore(), self.connections.streams, wrap=self.wrapper(None)
+        h_BTD = self.decoder(
+            self.decoder.embed_tokens(ids_BT),
+            positions_1T,
+            SdpaCore(),
+            self.connections.streams,
+            self.wrapper(None),
         )
-        slice_BTV = self.head(self.decoder.finish(run(steps)))
-        return self._whole_vocabulary(slice_BTV)
+        return self._whole_vocabulary(self.head(h_BTD))
 
     def _whole_vocabulary(self, slice_BTV: Tensor) -> Tensor:
         """Put the ranks' slices side by side; for tests and tools, not for decoding."""
-        rows = self.shard.head_rows
-        most = -(-self.config.vocab_size // self.shard.ranks)
-        padded_BTV = F.pad(slice_BTV, (0, most - len(rows)))
-        gathered_RBTV = self.connections.everyone.gather(padded_BTV.contiguous())
-        vocabulary, ranks = self.config.vocab_size, self.shard.ranks
-        widths = [vocabulary * (r + 1) // ranks - vocabulary * r // ranks for r in range(ranks)]
+        shard = self.shard
+        widths = [len(replace(shard, rank=rank).head_rows) for rank in range(shard.ranks)]
+        padded_BTV = F.pad(slice_BTV, (0, max(widths) - widths[shard.rank]))
+        gathered_RBTV = self.connections.everyone.gather(padded_BTV)
         return torch.cat([part[..., :w] for part, w in zip(gathered_RBTV, widths, strict=True)], -1)
 
     def generate(
@@ -242,8 +242,7 @@ class Engine:
 
         The last one's memory and captured passes are used again where they fit.
         """
-        needed = max(map(len, prompts)) + max_new_tokens
-        capacity = -(-needed // BUCKET) * BUCKET
+        capacity = whole_buckets(max(map(len, prompts)) + max_new_tokens)
         session, self._idle = self._idle, None
         if session is None or (session.cache.batch, session.cache.capacity) != (
             len(prompts),

@@ -23,6 +23,11 @@ BUCKET = 128
 """Decode looks at the cache in steps of so many positions, and captures one pass a step."""
 
 
+def whole_buckets(positions: int) -> int:
+    """A number of positions, rounded up to whole buckets."""
+    return -(-positions // BUCKET) * BUCKET
+
+
 class Session:
     """One batch: its cache, its place in each sequence, and decode passes captured so far."""
 
@@ -89,7 +94,7 @@ class Session:
         self._ids_B1.copy_(next_B.unsqueeze(1))
         self._positions_B += 1
         self._longest += 1
-        end = min(-(-self._longest // BUCKET) * BUCKET, self.cache.capacity)
+        end = whole_buckets(self._longest)
         if wrap is not None or not self._engine.options.capture:
             with torch.no_grad():
                 return self._one_token(end, not_recorded, wrap)

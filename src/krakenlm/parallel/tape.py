@@ -9,7 +9,8 @@ What a pass reads from outside must therefore stay in place (weights, cache, the
 and nothing in it may depend on values in Python.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -62,15 +63,22 @@ class Tape:
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._tape = tape
-        self.paused = False
+        self.tape = tape
+        self._paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile, operators are not written down."""
+        self._paused = True
+        yield
+        self._paused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         results = func(*args, **kwargs)
-        if not self.paused:
+        if not self._paused:
             self._write_down(func, args, kwargs, results)
         return results
 
@@ -78,7 +86,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = _tensors((args, kwargs))
         outputs = _tensors(results)
         if func._schema.is_mutable:
-            self._tape.add(lambda: func(*args, **kwargs))
+            self.tape.add(lambda: func(*args, **kwargs))
             return
         places = {x.untyped_storage().data_ptr() for x in inputs if not x.is_mkldnn}
         if outputs and all(x.untyped_storage().data_ptr() in places for x in outputs):
@@ -87,14 +95,14 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if variant is not None:
             overload, names = variant
             out = dict(zip(names, outputs, strict=True))
-            self._tape.add(lambda: overload(*args, **kwargs, **out))
+            self.tape.add(lambda: overload(*args, **kwargs, **out))
             return
-        self._tape.copies += 1
+        self.tape.copies += 1
         if len(outputs) == 1:
             (output,) = outputs
-            self._tape.add(lambda: output.copy_(func(*args, **kwargs)))
+            self.tape.add(lambda: output.copy_(func(*args, **kwargs)))
         else:
-            self._tape.add(lambda: _copy_all(outputs, func(*args, **kwargs)))
+            self.tape.add(lambda: _copy_all(outputs, func(*args, **kwargs)))
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -128,10 +136,9 @@ class _RecordedReducer:
 
     def begin(self, branches_KBTD: Tensor) -> Pending:
         recorded = _RecordedPending(self._inner, branches_KBTD, self._recording)
-        self._recording.paused = True
-        recorded.begin()
-        self._recording.paused = False
-        self._recording._tape.add(recorded.begin)
+        with self._recording.paused():
+            recorded.begin()
+        self._recording.tape.add(recorded.begin)
         return recorded
 
 
@@ -141,19 +148,17 @@ class _RecordedPending:
         self._branches_KBTD = branches_KBTD
         self._recording = recording
         self._pending: Pending | None = None
-        self._total_1BTD = torch.empty(0)
 
     def begin(self) -> None:
         self._pending = self._inner.begin(self._branches_KBTD)
 
     def wait(self) -> Tensor:
         assert self._pending is not None
-        self._recording.paused = True
-        self._total_1BTD = self._pending.wait().clone()
-        self._recording.paused = False
-        self._recording._tape.add(self._wait_again)
-        return self._total_1BTD
+        with self._recording.paused():
+            total_1BTD = self._pending.wait().clone()
+        self._recording.tape.add(lambda: self._wait_again(total_1BTD))
+        return total_1BTD
 
-    def _wait_again(self) -> None:
+    def _wait_again(self, total_1BTD: Tensor) -> None:
         assert self._pending is not None
-        self._total_1BTD.copy_(self._pending.wait())
+        total_1BTD.copy_(self._pending.wait())
