@@ -97,27 +97,29 @@ def attend_in_blocks(q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, scaling: fl
     """Causal attention of the last T of P positions, as o_BTHE.
 
     The scores of a block stay in the caches of a core; a wider block, or all rows at once, costs
-    more in memory traffic than it saves in calls.
+    more in memory traffic than it saves in calls. A batched product copies what does not lie
+    densely, and turns transposed keys around on the way; dense copies of the rows it needs, made
+    here, are cheaper.
     """
     batch, heads, tokens, head_dim = q_BHTE.shape
     groups, past = k_BGPE.shape[1], k_BGPE.shape[2] - tokens
     rows = 64 if q_BHTE.dtype == torch.float32 else 128
-    q_BGRTE = (q_BHTE * scaling).view(batch, groups, heads // groups, tokens, head_dim)
-    keys_XEP = k_BGPE.flatten(0, 1).transpose(1, 2)  # X: all key heads of all sequences
-    values_XPE = v_BGPE.flatten(0, 1)
+    scaled_BHTE = torch.mul(q_BHTE, scaling, out=q_BHTE.new_empty(q_BHTE.shape))
+    q_XRTE = scaled_BHTE.view(batch * groups, -1, tokens, head_dim)  # X: key heads of the batch
+    keys_XPE, values_XPE = k_BGPE.flatten(0, 1), v_BGPE.flatten(0, 1)
     diagonal = _above_diagonal(min(rows, tokens), q_BHTE.dtype)
-    o_BTHE = torch.empty(batch, tokens, heads, head_dim, dtype=q_BHTE.dtype)
+    o_XRTE = torch.empty_like(q_XRTE)
     for first in range(0, tokens, rows):
         end = min(first + rows, tokens)
         size = end - first
-        q_XYE = q_BGRTE[:, :, :, first:end].reshape(batch * groups, -1, head_dim)  # Y: R x rows
-        scores_XYP = torch.bmm(q_XYE, keys_XEP[:, :, : past + end])
-        block = scores_XYP.view(batch * groups, -1, size, past + end)
-        block[..., past + first :] += diagonal[:size, :size]
+        q_XYE = q_XRTE[:, :, first:end].reshape(batch * groups, -1, head_dim)  # Y: R x rows
+        k_XPE = keys_XPE[:, : past + end].contiguous()
+        scores_XYP = torch.bmm(q_XYE, k_XPE.transpose(1, 2))
+        block_XRSP = scores_XYP.view(batch * groups, -1, size, past + end)
+        block_XRSP[..., past + first :] += diagonal[:size, :size]
         o_XYE = torch.bmm(scores_XYP.softmax(-1), values_XPE[:, : past + end])
-        o_BHYE = o_XYE.view(batch, heads, size, head_dim)
-        o_BTHE[:, first:end] = o_BHYE.transpose(1, 2)
-    return o_BTHE
+        o_XRTE[:, :, first:end] = o_XYE.view(batch * groups, -1, size, head_dim)
+    return o_XRTE.view(batch, heads, tokens, head_dim).transpose(1, 2)
 
 
 def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
