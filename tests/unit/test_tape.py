@@ -1,5 +1,8 @@
 """A recorded pass replayed, against running it again."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,6 +132,18 @@ def test_recording_leaves_no_trace_on_later_operators():
     tape.record(lambda recordable: x + 1)
     (x + 2).add_(5)
     assert torch.equal(tape.replay(), torch.full((3,), 2.0))
+
+
+def test_recording_leaves_the_compiler_alone():
+    """Its import would take a second between the first token and the second."""
+    program = """
+import sys, torch
+from krakenlm.parallel.tape import Tape
+x = torch.ones(3)
+Tape().record(lambda recordable: x + 1)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 class LateReducer:

@@ -73,6 +73,12 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         yield
         self._paused = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the first operator imports torch._dynamo, to keep the compiler away from here:
+        # more than a second between the first token and the second.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
