@@ -139,6 +139,7 @@ class _Peer:
                 count = self._connection.recv_into(into, 0, flags)
             except BlockingIOError:
                 if flags:
+                    os.sched_yield()  # the rank that is to send may share this core
                     continue
                 raise RuntimeError(f"rank {self._rank} has not answered for 10 minutes") from None
             except ConnectionResetError:  # it left with messages of ours unread
