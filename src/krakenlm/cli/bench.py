@@ -151,7 +151,8 @@ def allreduce(
         str,
         typer.Option(
             metavar="all|LIST",
-            help="all that work here, or some of shared-memory, sockets, process-group.",
+            help="all that work here, or some of shared-memory, sockets, process-group, "
+            "symmetric-memory.",
         ),
     ] = "all",
     num_iters: Annotated[int, typer.Option(help="Timed sums of each size.")] = 20,

@@ -11,7 +11,8 @@ LinkOption = Annotated[
 TransportOption = Annotated[
     str,
     typer.Option(
-        help="What carries messages: auto, shared-memory, sockets or process-group (gloo, NCCL)."
+        help="What carries messages: auto, shared-memory, sockets, process-group (gloo, NCCL) or "
+        "symmetric-memory (GPUs)."
     ),
 ]
 ThreadsOption = Annotated[

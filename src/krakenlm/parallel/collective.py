@@ -56,6 +56,24 @@ def sum_branches(branches_KBTD: Tensor, out_1BTD: Tensor) -> None:
         torch.sum(branches_KBTD, dim=0, keepdim=True, out=out_1BTD)
 
 
+_TEXT_BYTES = 256
+
+
+def gather_texts(group: Group, text: str, device: torch.device | None = None) -> list[str]:
+    """Every rank's text, in rank order; long ones are cut.
+
+    Args:
+        group: the ranks.
+        text: what this rank says.
+        device: where the process group exchanges tensors: NCCL's are on the GPU.
+    """
+    encoded = text.encode()[:_TEXT_BYTES]
+    card = torch.zeros(_TEXT_BYTES, dtype=torch.uint8, device=device)
+    card[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+    cards = ProcessGroupReducer(group).gather(card).tolist()
+    return [bytes(other).rstrip(b"\0").decode(errors="ignore") for other in cards]
+
+
 class WithoutCommunication(LocalReducer):
     """Leaves the exchange out: all that a single rank needs, wrong numbers for several.
 

@@ -1,7 +1,8 @@
 """Which ranks sum together, and what carries their messages.
 
 Ranks of one host and network namespace exchange through shared memory, others through sockets;
-GPUs through NCCL. ``krakenlm bench allreduce`` measures the choices on a machine.
+GPUs through NCCL, or small messages on request through symmetric memory. ``krakenlm bench
+allreduce`` measures the choices on a machine.
 """
 
 import platform
@@ -22,13 +23,15 @@ from krakenlm.parallel.collective import (
     Group,
     ProcessGroupReducer,
     WithoutCommunication,
+    gather_texts,
 )
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import EmulatedLink, Link
 from krakenlm.parallel.shared_memory import SharedMemoryReducer, is_supported
 from krakenlm.parallel.sockets import SocketReducer
+from krakenlm.parallel.symmetric_memory import MAX_BYTES, SymmetricMemoryReducer
 
-Transport = Literal["auto", "shared-memory", "sockets", "process-group"]
+Transport = Literal["auto", "shared-memory", "sockets", "process-group", "symmetric-memory"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 _DIRECT_BYTES = 1 << 16
@@ -82,12 +85,13 @@ def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connecti
     if rank.size == 1:
         return without_communication(shard)._replace(transport="none")
     name = _choose(rank, transport)
-    everyone = _collective(name, Group(rank.index, rank.size))
+    everyone = _collective(name, Group(rank.index, rank.size), rank.device)
     if shard.tensor_parallel == 1:
         return Connections(everyone, None, everyone, name)
     inner, outer = _sub_groups(shard)
-    parts = _collective(name, inner)
-    streams = _collective(name, outer) if outer.size > 1 else WithoutCommunication(1)
+    parts = _collective(name, inner, rank.device)
+    alone = outer.size == 1
+    streams = WithoutCommunication(1) if alone else _collective(name, outer, rank.device)
     return Connections(streams, parts, everyone, name)
 
 
@@ -100,10 +104,10 @@ def without_communication(shard: Shard) -> Connections:
 
 def _choose(rank: Rank, transport: Transport) -> str:
     if rank.device.type == "cuda":
-        if transport not in ("auto", "process-group"):
-            raise KrakenError(f"--transport {transport}: GPUs exchange through NCCL: leave it out")
-        return "process-group"
-    shareable = is_supported() and _same_host(Group(rank.index, rank.size))
+        return _choose_between_gpus(rank, transport)
+    if transport == "symmetric-memory":
+        raise KrakenError("--transport symmetric-memory: is for GPUs: leave it out")
+    shareable = is_supported() and _same_host(rank)
     if transport == "shared-memory" and not shareable:
         raise KrakenError(
             "--transport shared-memory: needs all ranks on one x86 Linux host and in one network "
@@ -116,26 +120,40 @@ def _choose(rank: Rank, transport: Transport) -> str:
     return "sockets" if sys.platform == "linux" else "process-group"
 
 
-def _collective(name: str, group: Group) -> Collective:
+def _choose_between_gpus(rank: Rank, transport: Transport) -> str:
+    if transport == "symmetric-memory":
+        if not _same_host(rank):
+            raise KrakenError(f"--transport {transport}: needs all ranks on one host: leave it out")
+        return transport
+    if transport not in ("auto", "process-group"):
+        raise KrakenError(f"--transport {transport}: GPUs exchange through NCCL: leave it out")
+    return "process-group"  # auto as well: symmetric memory has not been measured
+
+
+def _collective(name: str, group: Group, device: torch.device) -> Collective:
     if name == "shared-memory":
         return SharedMemoryReducer(group)
     if name == "process-group":
         return ProcessGroupReducer(group)
+    if name == "symmetric-memory":
+        small = SymmetricMemoryReducer(group, device)
+        return _BySize(small, ProcessGroupReducer(group), MAX_BYTES)
     if group.size == 2:
         return SocketReducer(group)
-    return _BySize(SocketReducer(group), ProcessGroupReducer(group))
+    return _BySize(SocketReducer(group), ProcessGroupReducer(group), _DIRECT_BYTES)
 
 
 class _BySize:
     """Small messages in one step to every rank, large ones by an AllReduce that divides them."""
 
-    def __init__(self, small: Collective, large: Collective) -> None:
+    def __init__(self, small: Collective, large: Collective, limit: int) -> None:
         self._small = small
         self._large = large
+        self._limit = limit  # bytes of the largest small message
 
     def begin(self, branches_KBTD: Tensor) -> Pending:
         nbytes = branches_KBTD[0].numel() * branches_KBTD.element_size()
-        chosen = self._small if nbytes <= _DIRECT_BYTES else self._large
+        chosen = self._small if nbytes <= self._limit else self._large
         return chosen.begin(branches_KBTD)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -160,13 +178,10 @@ def _sub_groups(shard: Shard) -> tuple[Group, Group]:
     return mine[0], mine[1]
 
 
-def _same_host(group: Group) -> bool:
+def _same_host(rank: Rank) -> bool:
     """Whether all ranks see the same memory and the same network interfaces."""
-    text = f"{socket.gethostname()} {_boot()} {_network_namespace()}".encode()[:256]
-    identity = torch.zeros(256, dtype=torch.uint8)
-    identity[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-    identities = ProcessGroupReducer(group).gather(identity)
-    return bool((identities == identity).all())
+    identity = f"{socket.gethostname()} {_boot()} {_network_namespace()}"
+    return len(set(gather_texts(Group(rank.index, rank.size), identity, rank.device))) == 1
 
 
 def _boot() -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from krakenlm.parallel.collective import Group, ProcessGroupReducer, sum_branches
+from krakenlm.parallel.collective import Group, gather_texts, sum_branches
 
 _SLOTS = 8
 """Messages a rank may be ahead; the wirings have at most two a chunk under way."""
@@ -178,16 +178,12 @@ class _Segment:
 
 def _shared(group: Group, size: int) -> Tensor:
     """``size`` zero bytes that all ranks of the group see."""
-    path = b""
+    name = ""
     if group.index == 0:
         handle, name = tempfile.mkstemp(prefix="krakenlm-", dir="/dev/shm")
         os.ftruncate(handle, size)
         os.close(handle)
-        path = name.encode()
-    encoded = torch.zeros(256, dtype=torch.uint8)
-    encoded[: len(path)] = torch.tensor(list(path), dtype=torch.uint8)
-    exchange = ProcessGroupReducer(group)
-    name = bytes(exchange.gather(encoded)[0].tolist()).rstrip(b"\0").decode()
+    name = gather_texts(group, name)[0]
     handle = os.open(name, os.O_RDWR)
     try:
         memory = mmap.mmap(handle, size)
