@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from krakenlm.bench.latency import Setup, measure
+from krakenlm.bench.models import contenders
 from krakenlm.config import WIRINGS
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.parallel.collective import WithoutCommunication
 from krakenlm.parallel.engine import Engine
 from krakenlm.parallel.launch import Rank, launch
+from krakenlm.parallel.links import EmulatedLink, Link
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,3 +71,35 @@ def test_two_gpus_over_nccl_equal_one_cpu(wiring, tmp_path):
         wanted = model(PROMPT).logits
     for _, logits in heard:
         torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_modelled_link_holds_sums_back_on_the_device():
+    link = EmulatedLink(WithoutCommunication(2), Link(gbps=1, latency_us=500), ranks=2)
+    x = torch.randn(1, 1, 500, 1000, device="cuda", dtype=torch.bfloat16)  # a megabyte: 8 ms
+    link.begin(x).wait()  # the first one measures the clock
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    first, second = link.begin(x), link.begin(x)
+    total = second.wait()
+    first.wait()
+    end.record()
+    end.synchronize()
+    assert start.elapsed_time(end) == pytest.approx(16.5, rel=0.2)
+    assert torch.equal(total, x)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_one_rank_with_emulated_peers_waits_for_their_sums(wiring):
+    (model,) = contenders("124M", [wiring], ["keep-width"], sublayers=2)
+    setup = Setup(
+        devices=2, input_len=512, output_len=4, iterations=3, warm_up=2, device="cuda",
+        link=Link(gbps=10, latency_us=20), emulate_peers=True,
+    )  # fmt: skip
+    measured = measure([model], setup, title="emulated peers")
+    assert measured is not None
+    (result,) = measured.report.results
+    assert result.ttft_ms.median > result.no_comm_ttft_ms.median
+    assert result.communication_ms.median == pytest.approx(
+        result.allreduces * 1000 * (result.message_bytes * 8e-10 + 20e-6), rel=0.3
+    )

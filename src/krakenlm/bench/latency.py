@@ -18,6 +18,7 @@ from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
 from krakenlm.errors import KrakenError
+from krakenlm.model.shard import split
 from krakenlm.parallel.connect import TRANSPORTS, Transport
 from krakenlm.parallel.cores import cores_here
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
@@ -45,6 +46,7 @@ class Setup:
         dtype: ``auto`` is bfloat16 where the device has it.
         device: ``auto``, ``cpu`` or ``cuda``.
         link: emulate this link; None uses what is there.
+        emulate_peers: run rank 0's part alone; its peers are never late.
         transport: what carries messages.
         threads: compute threads of a rank; None is one for each of its cores.
         placement: units of each group of ranks, of Kraken models.
@@ -62,6 +64,7 @@ class Setup:
     dtype: str = "auto"
     device: DeviceType = "auto"
     link: Link | None = None
+    emulate_peers: bool = False
     transport: Transport = "auto"
     threads: int | None = None
     placement: Placement = None
@@ -77,7 +80,10 @@ class Setup:
     def options(self, contender: Contender) -> EngineOptions:
         """How one model is spread out; what only Kraken has is left out for the others."""
         options = EngineOptions(
-            transport=self.transport, link=self.link, prefill_chunks=contender.prefill_chunks
+            transport=self.transport,
+            link=self.link,
+            emulated_ranks=self.devices if self.emulate_peers else None,
+            prefill_chunks=contender.prefill_chunks,
         )
         if not contender.config.traits.own_streams:
             return options
@@ -122,7 +128,7 @@ def measure(
     launch(
         _measure_on_rank,
         [tuple(contenders), setup],
-        devices=setup.devices,
+        devices=1 if setup.emulate_peers else setup.devices,
         on_message=heard,
         device_type=setup.device,
         threads=setup.threads,
@@ -249,8 +255,8 @@ def _measure_on_rank(rank: Rank, contenders: Sequence[Contender], setup: Setup) 
     runners = _make_runners(rank, contenders, setup, dtype)
     transport = runners[0].engine.connections.transport.partition(",")[0]
     facts = [
-        Facts(len(r.messages), r.message_bytes, tuple(gathered(rank, r.engine.shard.count)))
-        for r in runners
+        Facts(len(runner.messages), runner.message_bytes, _units(rank, runner.engine))
+        for runner in runners
     ]
     emit(_Start(name_of(dtype), transport, gpu_name(rank.device), facts))
     for timing in interleaved(runners, setup.rounds):
@@ -258,6 +264,21 @@ def _measure_on_rank(rank: Rank, contenders: Sequence[Contender], setup: Setup) 
     timelines = [runner.record() for runner in runners] if setup.record else []
     breakdowns = [measure_breakdown(runner) for runner in runners] if setup.breakdown else []
     emit(_End(tuple(gathered(rank, peak_rss_bytes())), timelines, breakdowns))
+
+
+def _units(rank: Rank, engine: Engine) -> tuple[int, ...]:
+    """Held by each rank, those that are only emulated among them."""
+    options = engine.options
+    if options.emulated_ranks is None:
+        return tuple(gathered(rank, engine.shard.count))
+    assert options.placement != "auto", "the options refuse it"
+    shards = split(
+        engine.config,
+        options.emulated_ranks,
+        placement=options.placement,
+        tensor_parallel=options.tensor_parallel,
+    )
+    return tuple(shard.count for shard in shards)
 
 
 def _make_runners(

@@ -104,7 +104,7 @@ class Runner:
         """The events of all ranks in one prefill: of several, the one of median duration."""
         rank, connections = self.engine.rank, self.engine.connections
         recorder = Recorder(rank.index)
-        if rank.size > 1:
+        if self.engine.shard.ranks > 1:
             connections = watched(connections, lambda inner: RecordingReducer(recorder, inner))
         engine = self.engine.with_connections(connections)
         passes = []
@@ -151,7 +151,7 @@ class Runner:
     def _messages_of_a_prefill(self) -> list[Message]:
         messages: list[Message] = []
         connections = self.engine.connections
-        if self.engine.rank.size == 1:
+        if self.engine.shard.ranks == 1:
             return messages
 
         def counter(inner: Reducer) -> Reducer:

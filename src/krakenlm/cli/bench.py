@@ -45,6 +45,13 @@ _DType = Annotated[
     str,
     typer.Option(help="auto (bfloat16 where the device has it), float32, bfloat16, float16."),
 ]
+_EmulatePeers = Annotated[
+    bool,
+    typer.Option(
+        "--emulate-peers",
+        help="Run the first rank's part alone, on one device; its peers are never late.",
+    ),
+]
 _PrefillChunks = Annotated[
     str,
     typer.Option(metavar="LIST", help="Parts of a prompt that hide one another's AllReduces."),
@@ -91,6 +98,7 @@ def latency(
     dtype: _DType = "auto",
     device: DeviceOption = "auto",
     link: LinkOption = "real",
+    emulate_peers: _EmulatePeers = False,
     transport: TransportOption = "auto",
     threads: ThreadsOption = None,
     prefill_chunks: _PrefillChunks = "1",
@@ -120,6 +128,7 @@ def latency(
         dtype=dtype,
         device=device,  # type: ignore[arg-type]  # checked with the rest
         link=Link.parse(link),
+        emulate_peers=emulate_peers,
         transport=transport,  # type: ignore[arg-type]  # likewise
         threads=threads,
         placement=None if placement is None else parse_placement(placement),

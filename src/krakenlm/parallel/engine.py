@@ -22,7 +22,7 @@ from krakenlm.model.shard import Shard, split, units_of
 from krakenlm.model.wiring import Block
 from krakenlm.parallel.capture import Recordable, not_recorded
 from krakenlm.parallel.collective import Group, ProcessGroupReducer
-from krakenlm.parallel.connect import Connections, Transport, connect
+from krakenlm.parallel.connect import Connections, Transport, connect, without_communication
 from krakenlm.parallel.cores import keep_freed_memory
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import Link
@@ -48,6 +48,8 @@ class EngineOptions:
         tensor_parallel: ranks that share each Kraken sub-layer.
         transport: what carries messages (see ``krakenlm.parallel.connect``).
         link: emulate this link; None uses what is there.
+        emulated_ranks: run one part of so many alone, as if the ranks with the others were there
+            and never late; the numbers are wrong, the times those of the emulated link.
         prefill_chunks: parts of a prompt that hide their AllReduces behind one another.
         capture: replay decode passes instead of running them anew.
         pack: linear maps in oneDNN's layout, on CPUs that have it.
@@ -57,6 +59,7 @@ class EngineOptions:
     tensor_parallel: int = 1
     transport: Transport = "auto"
     link: Link | None = None
+    emulated_ranks: int | None = None
     prefill_chunks: int = 1
     capture: bool = True
     pack: bool = True
@@ -64,6 +67,15 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.prefill_chunks < 1:
             raise KrakenError(f"--prefill-chunks {self.prefill_chunks}: needs 1 or more")
+        if self.emulated_ranks is not None:
+            if self.link is None:
+                raise KrakenError("--emulate-peers: needs a link to them: add --link gbps=RATE")
+            if self.transport != "auto":
+                raise KrakenError(
+                    f"--transport {self.transport}: with --emulate-peers nothing is carried"
+                )
+            if self.placement == "auto":
+                raise KrakenError("--emulate-peers: nobody to measure for --placement auto")
 
 
 class Engine:
@@ -145,8 +157,11 @@ class Engine:
     def _of(
         cls, decoder: Decoder, head_VD: Tensor, shard: Shard, rank: Rank, options: EngineOptions
     ) -> "Engine":
-        connections = connect(rank, shard, options.transport)
-        if options.link is not None and rank.size > 1:
+        if options.emulated_ranks is None:
+            connections = connect(rank, shard, options.transport)
+        else:
+            connections = without_communication(shard)._replace(transport="emulated-peers")
+        if options.link is not None and shard.ranks > 1:
             connections = connections.over(options.link, shard)
         engine = cls(decoder.requires_grad_(False), head_VD, shard, rank, connections, options)
         if options.pack:
@@ -283,7 +298,8 @@ def place(config: ModelConfig, rank: Rank, dtype: torch.dtype, options: EngineOp
     placement = options.placement
     if placement == "auto":
         placement = _measured_placement(config, rank, dtype, t) if rank.size > t else None
-    return split(config, rank.size, placement=placement, tensor_parallel=t)[rank.index]
+    ranks = options.emulated_ranks or rank.size
+    return split(config, ranks, placement=placement, tensor_parallel=t)[rank.index]
 
 
 def _measured_placement(

@@ -10,7 +10,9 @@ Shape letters: see ``krakenlm.model``.
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from krakenlm.errors import KrakenError
@@ -18,6 +20,7 @@ from krakenlm.model.reduce import Pending
 from krakenlm.parallel.collective import Collective
 
 _SLEEP_MARGIN_SECONDS = 0.0005
+_CALIBRATION_CYCLES = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,22 @@ class Link:
         return steps * self.latency_us * 1e-6
 
 
+class Line(Protocol):
+    """The modelled link, as it carries one message after the other."""
+
+    def send(self, on_wire: float, behind: float) -> "Arrival":
+        """Take a message that holds the wire so many seconds and arrives so many later."""
+        ...
+
+
+class Arrival(Protocol):
+    """When a message is there."""
+
+    def wait(self) -> None:
+        """Return no earlier (on a GPU: make its stream wait)."""
+        ...
+
+
 class EmulatedLink:
     """A collective whose sums arrive no earlier than over the modelled link.
 
@@ -88,44 +107,104 @@ class EmulatedLink:
         self._inner = inner
         self._link = link
         self._ranks = ranks
-        self._free = 0.0
+        self._line: Line | None = None
 
     def begin(self, branches_KBTD: Tensor) -> "_HeldBack":
         """Start the real sum and note when the modelled one would be there."""
-        nbytes = branches_KBTD[0].numel() * branches_KBTD.element_size()
-        return _HeldBack(self._inner.begin(branches_KBTD), self._arrival(nbytes))
+        pending = self._inner.begin(branches_KBTD)
+        return _HeldBack(pending, self._send(branches_KBTD, branches_KBTD[0].nbytes))
 
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's ``x``, as late as an AllReduce of them all."""
-        arrival = self._arrival(self._ranks * x.nbytes)
+        arrival = self._send(x, self._ranks * x.nbytes)
         gathered = self._inner.gather(x)
-        _wait_until(arrival)
+        arrival.wait()
         return gathered
 
     def close(self) -> None:
         """Close what really sums."""
         self._inner.close()
 
-    def _arrival(self, nbytes: int) -> float:
-        begun = max(time.perf_counter(), self._free)
-        self._free = begun + self._link.seconds_on_wire(nbytes, self._ranks)
-        return self._free + self._link.seconds_behind(self._ranks)
+    def _send(self, x: Tensor, nbytes: int) -> Arrival:
+        if self._line is None:
+            self._line = _DeviceLine() if x.is_cuda else _HostLine()
+        link = self._link
+        return self._line.send(
+            link.seconds_on_wire(nbytes, self._ranks), link.seconds_behind(self._ranks)
+        )
 
 
-class _HeldBack:
-    def __init__(self, inner: Pending, arrival: float) -> None:
-        self._inner = inner
-        self._arrival = arrival
+class _HeldBack(NamedTuple):
+    inner: Pending
+    arrival: Arrival
 
     def wait(self) -> Tensor:
         """The real sum, not before the modelled time."""
-        total_1BTD = self._inner.wait()
-        _wait_until(self._arrival)
+        total_1BTD = self.inner.wait()
+        self.arrival.wait()
         return total_1BTD
 
 
-def _wait_until(moment: float) -> None:
-    """Sleep most of the time and look at the clock for the rest, since sleep wakes late."""
-    while (left := moment - time.perf_counter()) > 0:
-        if left > 2 * _SLEEP_MARGIN_SECONDS:
-            time.sleep(left - _SLEEP_MARGIN_SECONDS)
+class _HostLine:
+    """By this process's clock."""
+
+    def __init__(self) -> None:
+        self._free = 0.0
+
+    def send(self, on_wire: float, behind: float) -> "_Moment":
+        begun = max(time.perf_counter(), self._free)
+        self._free = begun + on_wire
+        return _Moment(self._free + behind)
+
+
+class _Moment(NamedTuple):
+    seconds: float
+
+    def wait(self) -> None:
+        """Sleep most of the time and look at the clock for the rest, since sleep wakes late."""
+        while (left := self.seconds - time.perf_counter()) > 0:
+            if left > 2 * _SLEEP_MARGIN_SECONDS:
+                time.sleep(left - _SLEEP_MARGIN_SECONDS)
+
+
+class _DeviceLine:
+    """On a GPU: one stream is the wire, another the flight behind it, and both just wait.
+
+    The host runs ahead of the device, so its clock says nothing; and kernels that wait can be part
+    of a CUDA graph. Not run yet.
+    """
+
+    def __init__(self) -> None:
+        # Of high priority, or a kernel that fills the device would delay the start of a wait.
+        self._wire = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+        self._flight = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+        self._cycles_a_second = _cycles_a_second()
+
+    def send(self, on_wire: float, behind: float) -> "_OnDevice":
+        self._wire.wait_stream(torch.cuda.current_stream())
+        self._spend(self._wire, on_wire)
+        self._flight.wait_stream(self._wire)
+        self._spend(self._flight, behind)
+        return _OnDevice(self._flight.record_event())
+
+    def _spend(self, stream: torch.cuda.Stream, seconds: float) -> None:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(int(seconds * self._cycles_a_second))  # type: ignore[no-untyped-call]
+
+
+class _OnDevice(NamedTuple):
+    event: torch.cuda.Event
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().wait_event(self.event)
+
+
+def _cycles_a_second() -> float:
+    """How fast the clock runs that ``torch.cuda._sleep`` counts."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    for _ in range(2):  # the first one also wakes the device up
+        start.record()
+        torch.cuda._sleep(_CALIBRATION_CYCLES)  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+    return 1000 * _CALIBRATION_CYCLES / start.elapsed_time(end)
