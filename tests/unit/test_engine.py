@@ -105,6 +105,7 @@ def test_each_decode_step_has_the_logits_of_the_grown_sequence(
     wiring, position, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(session_module, "BUCKET", SMALL_BUCKET)
+    monkeypatch.setattr(session_module, "_COPYING", 0)
     saved(tmp_path, wiring=wiring, position=position)
     engine = loaded(tmp_path, torch.float64)
     sequences = random_prompts(6, 13, 1)
@@ -121,6 +122,7 @@ def test_each_decode_step_has_the_logits_of_the_grown_sequence(
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_captured_decode_passes_change_no_bit(wiring, tmp_path, monkeypatch):
     monkeypatch.setattr(session_module, "BUCKET", SMALL_BUCKET)
+    monkeypatch.setattr(session_module, "_COPYING", 0)
     saved(tmp_path, wiring=wiring, position="rope")
     logits = []
     for capture in (True, False):
@@ -138,7 +140,9 @@ def test_answers_are_the_same_whatever_the_size_of_a_bucket(tmp_path, monkeypatc
     wanted = [greedy(model, prompt, 30) for prompt in prompts]
     for bucket in (1, SMALL_BUCKET, 128):
         monkeypatch.setattr(session_module, "BUCKET", bucket)
-        assert answers(loaded(tmp_path), prompts, 30) == wanted, bucket
+        for copying in (0, 3, 1000):  # how early all of the cache is looked at
+            monkeypatch.setattr(session_module, "_COPYING", copying)
+            assert answers(loaded(tmp_path), prompts, 30) == wanted, (bucket, copying)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 BUCKET = 128
 """Decode looks at the cache in steps of so many positions, and captures one pass a step."""
 
+_COPYING = 3
+"""Looking at a position of a part of the cache costs so much more than at one of all of it.
+
+A batched product on the CPU copies what does not lie densely before it reads it.
+"""
+
 
 def whole_buckets(positions: int) -> int:
     """A number of positions, rounded up to whole buckets."""
@@ -94,7 +100,7 @@ class Session:
         self._ids_B1.copy_(next_B.unsqueeze(1))
         self._positions_B += 1
         self._longest += 1
-        end = whole_buckets(self._longest)
+        end = self._positions_to_look_at()
         if wrap is not None or not self._engine.options.capture:
             with torch.no_grad():
                 return self._one_token(end, not_recorded, wrap)
@@ -104,6 +110,12 @@ class Session:
             )
             return self._passes[end].result
         return self._passes[end].replay()
+
+    def _positions_to_look_at(self) -> int:
+        end = whole_buckets(self._longest)
+        if self.cache.keys_LBGCE.is_cpu and end * _COPYING > self.cache.capacity:
+            return self.cache.capacity
+        return end
 
     def _one_token(
         self, end: int, recordable: Recordable, wrap: BlockWrapper | None = None
