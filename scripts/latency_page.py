@@ -16,7 +16,7 @@ from krakenlm.bench.results import LatencyReport, ModelLatency
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "latency.md"
 RESULTS = ROOT / "docs" / "results" / "latency"
-SCENARIOS = ("one-host", "veth-1gbit", "veth-100mbit", "emulated-10gbit")
+SCENARIOS = ("one-host", "veth-1gbit", "veth-100mbit", "emulated-10gbit", "emulated-4-ranks")
 
 Value = Callable[[ModelLatency], float | None]
 

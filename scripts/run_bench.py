@@ -50,6 +50,12 @@ SCENARIOS = {
     "emulated-10gbit": Scenario(
         None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2 --link gbps=10,latency_us=30"
     ),
+    "emulated-4-ranks": Scenario(
+        None,
+        f"{LATENCY} --num-iters 8 --num-iters-warmup 2 --link gbps=1,latency_us=50".replace(
+            "--devices 2", "--devices 4 --emulate-peers --threads 1"
+        ),
+    ),
     "allreduce-one-host": Scenario(None, "krakenlm bench allreduce --devices 2 --num-iters 40"),
     "allreduce-1gbit": Scenario("1gbit", "krakenlm bench allreduce --devices 2 --num-iters 40"),
 }
