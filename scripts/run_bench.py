@@ -46,6 +46,12 @@ BESIDE_VLLM = Scenario(
 SCENARIOS = {
     "one-host": Scenario(None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2"),
     "veth-1gbit": Scenario("1gbit", f"{LATENCY} --num-iters 8 --num-iters-warmup 2"),
+    "veth-1gbit-gloo": Scenario(
+        "1gbit",
+        "krakenlm bench latency --size 124M --wirings standard,parallel,ladder,kraken "
+        "--kraken published,keep-width --devices 2 --dtype bfloat16 --input-len 512 "
+        "--output-len 16 --transport process-group --num-iters 8 --num-iters-warmup 2",
+    ),
     "veth-100mbit": Scenario("100mbit", f"{LATENCY} --num-iters 4 --num-iters-warmup 1"),
     "emulated-10gbit": Scenario(
         None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2 --link gbps=10,latency_us=30"

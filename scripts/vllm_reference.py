@@ -17,6 +17,7 @@ the first token is that of a whole request for one token, scheduling included.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -68,6 +69,9 @@ def main() -> None:
     print(text)
     if arguments.output_json:
         arguments.output_json.write_text(text + "\n")
+    # vLLM's engine process does not always end when it is asked to, and would be waited for.
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _measure(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
