@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,7 @@ def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         KrakenError: ``target`` exists and ``replace`` is false, or the disk refuses.
     """
     shown, target = target, Path(target).resolve()
-    if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
-        raise KrakenError(f"{shown} exists already: remove it or choose another output folder")
-    if target.is_mount():
-        raise KrakenError(f"{shown} is a mount point: choose a folder within it")
+    _refuse_what_is_there(shown, target, replace)
     with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-partial-", dir=target.parent))
@@ -39,6 +36,45 @@ def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def resumable_directory(
+    target: Path, *, worth_keeping: Callable[[Path], bool], replace: bool = False
+) -> Iterator[Path]:
+    """Like ``whole_directory``, but the next try may find what an interrupted one finished.
+
+    The folder is ``unfinished(target)``, with what an earlier block left in it.
+
+    Args:
+        target: what the folder becomes when the block succeeds.
+        worth_keeping: whether to leave the folder to the next try, asked on any exception.
+        replace: whether ``target`` may exist.
+
+    Raises:
+        KrakenError: ``target`` exists and ``replace`` is false, the disk refuses, or another
+            process is making it.
+    """
+    shown, target = target, Path(target).resolve()
+    _refuse_what_is_there(shown, target, replace)
+    partial = unfinished(target)
+    with _refusals(target):
+        partial.mkdir(parents=True, exist_ok=True)
+    with _alone_in(partial):
+        try:
+            with disk_errors(target):
+                yield partial
+                _put_in_place(partial, target)
+        except BaseException:
+            if not worth_keeping(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def unfinished(target: Path) -> Path:
+    """Where ``resumable_directory`` keeps what is to become ``target``."""
+    target = Path(target).resolve()
+    return target.with_name(f"{target.name}.unfinished")
 
 
 @contextmanager
@@ -90,6 +126,33 @@ def disk_errors(target: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise KrakenError(f"cannot write {target}: {reason}") from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the system lets go of it when this one ends."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # others than this come from file systems without locks
+            if isinstance(error, BlockingIOError):
+                raise KrakenError(
+                    f"{folder} is being written by another krakenlm: wait for it to end, or "
+                    "choose another output folder"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _refuse_what_is_there(shown: Path, target: Path, replace: bool) -> None:
+    if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
+        raise KrakenError(f"{shown} exists already: remove it or choose another output folder")
+    if target.is_mount():
+        raise KrakenError(f"{shown} is a mount point: choose a folder within it")
 
 
 @contextmanager

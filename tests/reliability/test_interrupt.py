@@ -246,7 +246,7 @@ def test_ctrl_c_while_text_becomes_tokens(start, tmp_path):
     (tmp_path / "text.txt").write_text(tiny.text(100_000), encoding="utf-8")
     running = start("prepare", "out", "--text", "text.txt", "--tokenizer", "train:2000")
     running.wait_for(lambda: "learning a tokenizer" in running.terminal)
-    assert list(tmp_path.glob(".out-partial-*"))
+    assert (tmp_path / "out.unfinished").is_dir()
     time.sleep(0.3)
     running.send(signal.SIGINT)
     assert running.end() == 130

@@ -82,7 +82,10 @@ def test_version(cli):
         ["train", "a.toml", "b.toml"],
         ["derive", "gpt2"],
         ["derive", "gpt2", "--sublayers", "two"],
-        ["prepare", "out", "--text", "a.txt"],
+        ["prepare", "out", "--tokenizer", "train:300"],
+        ["prepare", "out", "--text", "a.txt", "--dataset", "openwebtext"],
+        ["prepare", "out", "--text", "a.txt", "--split", "test"],
+        ["prepare", "out", "--verify", "--text", "a.txt"],
         ["prepare", "out", "--tokenizer", "train:300", "--text"],
         ["demo", "--text"],
         ["demo", "--text", "--out", "demo"],
@@ -543,16 +546,35 @@ def test_train_refuses_a_bad_recipe(cli, tmp_path, tiny_data, change, essentials
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
 
 
+def test_prepare_checks_what_it_made(cli, tmp_path, tiny_data):
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    outcome = cli("prepare", "--verify", "data")
+    assert (outcome.code, outcome.out) == (0, "data is whole: 2 token files and the tokenizer\n")
+    tokens = bytearray((data / "train-00000.bin").read_bytes())
+    tokens[100] ^= 1
+    (data / "train-00000.bin").write_bytes(tokens)
+    outcome = cli("prepare", "--verify", "data")
+    assert_refused(outcome, "data is damaged", "train-00000.bin: copy again", progress=True)
+
+
+def test_prepare_without_the_hub(cli, tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="needs Hugging Face datasets")
+    monkeypatch.setattr("krakenlm.data.hub.hub_answers", lambda: False)
+    outcome = cli("prepare", "--dataset", "openwebtext", "out")
+    assert_refused(outcome, "dataset openwebtext", "Hub cannot be reached", "--text FILE...")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_train_and_perplexity_refuse_truncated_tokens(cli, tmp_path, tiny_model, tiny_data, split):
     data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
-    tokens = data / f"{split}.bin"
+    tokens = data / f"{split}-00000.bin"
     tokens.write_bytes(tokens.read_bytes()[:-10])
     write_recipe(tmp_path, data)
-    assert_refused(cli("train", "recipe.toml"), f"{split}.bin", "truncated or damaged")
+    assert_refused(cli("train", "recipe.toml"), f"{split}-00000.bin", "truncated or damaged")
     assert not (tmp_path / "run").exists()
     outcome = cli("perplexity", tiny_model, data, "--split", split)
-    assert_refused(outcome, f"{split}.bin", "truncated or damaged")
+    assert_refused(outcome, f"{split}-00000.bin", "truncated or damaged")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_files_are_read_in_order_and_positions_reach_their_sizes(tmp_path):
     paths = [write(tmp_path / "b.txt", "b"), write(tmp_path / "a.jsonl.gz", lines("x", "y"))]
     assert documents(*paths) == ["b", "x", "y"]
     last = list(pieces(paths))[-1]
-    assert (last.path, last.position) == (paths[1], paths[1].stat().st_size)
+    assert (last.source, last.position) == (str(paths[1]), paths[1].stat().st_size)
     assert check_files(paths) == {path: path.stat().st_size for path in paths}
 
 

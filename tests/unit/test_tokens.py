@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krakenlm.data import text, tokens, writer
+from krakenlm.data import preparation, text, tokens, workers, writer
 from krakenlm.data.manifest import Manifest
 from krakenlm.data.tokenizer import load_tokenizer, plain_encoder, train_tokenizer
 from krakenlm.data.tokens import open_split, prepare
@@ -32,7 +32,7 @@ def write_documents(path, documents):
 def documents_of(directory, split):
     opened = open_split(directory, split, verify=True)
     encoder = plain_encoder(load_tokenizer(directory))
-    ids = opened.tokens.astype(int)
+    ids = opened.tokens[:].astype(int)
     ends = np.flatnonzero(ids == opened.manifest.eos_id)
     parts = np.split(ids, ends + 1)
     decoded = [encoder.decode(part[part != opened.manifest.eos_id].tolist()) for part in parts]
@@ -55,7 +55,7 @@ def test_prepared_directory_gives_every_document_back(tmp_path, tokenizer):
     assert manifest.validation_from == "documents"
     for split, texts in (("train", train), ("validation", validation)):
         info = getattr(manifest.splits, split)
-        path = tmp_path / "out" / f"{split}.bin"
+        path = tmp_path / "out" / f"{split}-00000.bin"
         assert info.documents == len(texts)
         assert info.bytes == len("".join(texts).encode())
         assert info.tokens == path.stat().st_size // 2
@@ -82,7 +82,7 @@ def test_adding_text_moves_no_document(tmp_path, tokenizer):
 
 def test_pieces_of_a_document_stay_together(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(text, "PIECE_CHARS", 50)
-    monkeypatch.setattr(writer, "_BATCH_CHARS", 120)
+    monkeypatch.setattr(workers, "_BATCH_CHARS", 120)
     long = ["".join(DOCUMENTS[i : i + 5]) for i in range(0, 300, 5)]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(
@@ -100,7 +100,7 @@ def test_few_documents_hold_out_the_tail_with_exact_bytes(
     tmp_path, tokenizer, monkeypatch, lucky, piece_chars
 ):
     monkeypatch.setattr(text, "PIECE_CHARS", piece_chars)
-    monkeypatch.setattr(writer, "belongs_to_validation", lambda *_: lucky == "validation")
+    monkeypatch.setattr(preparation, "belongs_to_validation", lambda *_: lucky == "validation")
     content = "🦊日本語été " * 60
     path = tmp_path / "a.txt"
     path.write_text(content)
@@ -118,7 +118,7 @@ def test_few_documents_hold_out_the_tail_with_exact_bytes(
 
 
 def test_tail_counts_whole_and_cut_documents(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(writer, "belongs_to_validation", lambda *_: False)
+    monkeypatch.setattr(preparation, "belongs_to_validation", lambda *_: False)
     source = write_documents(tmp_path / "a.jsonl", DOCUMENTS[:10])
     manifest = prepare([source], tokenizer, tmp_path / "out", validation_fraction=0.33)
     train, validation = (documents_of(tmp_path / "out", split) for split in tokens.SPLITS)
@@ -143,7 +143,9 @@ def test_train_spec_and_table(tmp_path, capsys):
     from krakenlm.cli.prepare import prepare as prepare_command
 
     source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
-    prepare_command(tmp_path / "out", [source], "train:280", 0.1, False)
+    prepare_command(
+        tmp_path / "out", text=[source], tokenizer="train:280", validation_fraction=0.1, workers=1
+    )
     printed = capsys.readouterr().out
     assert "train" in printed and "validation" in printed and "280" in printed
     assert Manifest.load(tmp_path / "out").vocab_size == 280
@@ -200,7 +202,7 @@ def test_bad_text_leaves_nothing_behind(tmp_path, tokenizer, name, content, mess
 
 
 def test_token_outside_the_vocabulary_is_refused(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(tokens, "encode", lambda _, texts: [[1, 300] for _ in texts])
+    monkeypatch.setattr(workers, "encode", lambda _, texts: [[1, 300] for _ in texts])
     monkeypatch.setattr(tokens, "check_lossless", lambda *_: None)
     source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
     with pytest.raises(KrakenError, match=r"a\.jsonl.*token 300, outside its vocabulary of 300"):
@@ -210,14 +212,14 @@ def test_token_outside_the_vocabulary_is_refused(tmp_path, tokenizer, monkeypatc
 
 def failing_at(monkeypatch, error, calls=2):
     """Let writing tokens fail with this error once some have been written."""
-    add, count = writer.SplitFile.add, iter(range(1, 1000))
+    append, count = writer.SplitWriter.append, iter(range(1, 1000))
 
-    def add_or_fail(self, file, ids, stretch):
+    def append_or_fail(self, ids):
         if next(count) > calls:
             raise error
-        add(self, file, ids, stretch)
+        append(self, ids)
 
-    monkeypatch.setattr(writer.SplitFile, "add", add_or_fail)
+    monkeypatch.setattr(writer.SplitWriter, "append", append_or_fail)
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -260,10 +262,10 @@ def test_full_disk_for_real(tokenizer, tmp_path):
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
-    stretch = writer.Stretch(100_000, 1, True)
-    split = writer.SplitFile(path=tmp_path / "x", dtype=np.dtype("<u2"))
-    with pytest.raises(OSError) as caught, full.open("wb") as file:
-        split.add(file, [1] * 100_000, stretch)
+    (tmp_path / "train-00000.bin").symlink_to(full)
+    split = writer.SplitWriter(tmp_path, "train", np.dtype("<u2"), 1_000_000)
+    with pytest.raises(OSError) as caught:
+        split.append(np.ones(100_000, np.uint32))
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -283,17 +285,19 @@ def test_open_split_maps_read_only(prepared):
 
 
 def test_damaged_token_files_are_named(prepared):
-    path = prepared / "train.bin"
+    path = prepared / "train-00000.bin"
     data = path.read_bytes()
     path.write_bytes(data[:-2])
-    with pytest.raises(KrakenError, match=r"train\.bin has .* truncated or damaged"):
+    with pytest.raises(KrakenError, match=r"train-00000\.bin has .* truncated or damaged"):
         open_split(prepared, "train")
     path.write_bytes(b"\x01\x00" + data[2:])
-    open_split(prepared, "train")
-    with pytest.raises(KrakenError, match=r"train\.bin is damaged"):
+    open_split(prepared, "train", verify=False)
+    with pytest.raises(KrakenError, match=r"train-00000\.bin is damaged"):
+        open_split(prepared, "train")  # small enough to be looked at
+    with pytest.raises(KrakenError, match=r"train-00000\.bin is damaged"):
         open_split(prepared, "train", verify=True)
     path.unlink()
-    with pytest.raises(KrakenError, match=r"train\.bin is missing"):
+    with pytest.raises(KrakenError, match=r"train-00000\.bin is missing"):
         open_split(prepared, "train")
 
 
@@ -304,6 +308,10 @@ def test_what_is_no_prepared_directory_is_refused(tmp_path, prepared):
         open_split(tmp_path, "train")
     with pytest.raises(KrakenError, match="is a file"):
         open_split(tmp_path / "a.jsonl", "train")
+
+
+def shard(manifest):
+    return manifest["splits"]["train"]["shards"][0]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +326,10 @@ def test_what_is_no_prepared_directory_is_refused(tmp_path, prepared):
         (lambda m: m["splits"]["train"].update(tokens=-1), "tokens=-1: needs 0 or more"),
         (lambda m: m.update(sources={}), "sources={}: needs a value of type tuple"),
         (lambda m: m.update(splits=[]), r"splits is \[\]: needs a table"),
-        (lambda m: m.update(format_version=2), "format_version is 2, this krakenlm reads 1"),
+        (lambda m: m.update(format_version=3), "format_version is 3, this krakenlm reads 1 and 2"),
+        (lambda m: m["splits"]["train"].update(tokens=1), "tokens=1: needs the sum of the shards"),
+        (lambda m: shard(m).update(file="../x"), "needs the name of a file in the directory"),
+        (lambda m: shard(m).pop("sha256"), r"sha256 is missing in splits\.train\.shards\[0\]"),
     ],
 )
 def test_manifest_is_read_strictly(prepared, change, message):

@@ -413,7 +413,11 @@ def test_without_a_gpu_cuda_is_refused_and_the_folder_stays_free(recipe, tmp_pat
     [
         ({"vocab_size": 290}, {}, ["tokens up to 299", "vocab_size of 290", "leave vocab_size"]),
         ({}, {"sequence_length": 64}, ["sequence_length=64", "max_position_embeddings=32"]),
-        ({"max_position_embeddings": 4096}, {}, ["validation.bin holds", "one sequence of 4096"]),
+        (
+            {"max_position_embeddings": 4096},
+            {},
+            ["validation-00000.bin holds", "sequence of 4096"],
+        ),
     ],
 )
 def test_data_and_model_that_do_not_fit_are_refused(

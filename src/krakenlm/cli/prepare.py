@@ -1,51 +1,123 @@
-"""``krakenlm prepare``: text files to memory-mapped tokens."""
+"""``krakenlm prepare``: text to memory-mapped tokens."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from krakenlm.data.hub import HubDataset
+    from krakenlm.data.manifest import Manifest
 
 
 def prepare(
     out: Annotated[Path, typer.Argument(help="The directory to make.", show_default=False)],
     text: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             metavar="FILE...",
-            help="Text files: .jsonl (key 'text') or plain text, either also as .gz.",
+            help="Text files: .jsonl, plain text, either also as .gz; .parquet, .csv, .json, ...",
             show_default=False,
         ),
-    ],
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="A dataset of the Hugging Face Hub, or a folder that datasets can read.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="The dataset's configuration.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The dataset's split.", show_default="train")
+    ] = None,
+    column: Annotated[
+        str, typer.Option(help="The column, or the key in .jsonl, with the text.")
+    ] = "text",
     tokenizer: Annotated[
         str,
         typer.Option(
-            metavar="DIR|train:VOCAB|gpt2",
+            metavar="DIR|train:VOCAB|NAME",
             help="A tokenizer's directory, a new one of VOCAB entries, or a name on the Hub.",
-            show_default=False,
         ),
-    ],
+    ] = "gpt2",
     validation_fraction: Annotated[
         float, typer.Option(help="The share of documents held out, chosen by their hash.")
     ] = 0.02,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of one token file.")] = 100_000_000,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that tokenize.", show_default="all cores")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only check the files of a prepared OUT.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a prepared OUT.")] = False,
 ) -> None:
     """Turn text into tokens to train on: OUT gets token files, tokenizer and manifest."""
-    from rich.table import Table
-
     from krakenlm.console import notes, results
     from krakenlm.data import tokens
+    from krakenlm.data.workers import all_cores
 
+    if verify:
+        _refuse_with_verify(text, dataset)
+        manifest = tokens.verify(out)
+        count = sum(len(manifest.split(name).shards) for name in tokens.SPLITS)
+        results.print(f"{out} is whole: {count} token files and the tokenizer", markup=False)
+        return
     manifest = tokens.prepare(
-        text, tokenizer, out, validation_fraction=validation_fraction, replace=force
+        _source(text, dataset, config, split, column),
+        tokenizer,
+        out,
+        validation_fraction=validation_fraction,
+        replace=force,
+        column=column,
+        shard_tokens=shard_tokens,
+        workers=all_cores() if workers is None else workers,
     )
-    table = Table("split", box=None, pad_edge=False)
-    for heading in ("documents", "tokens", "bytes", "bytes/token"):
-        table.add_column(heading, justify="right")
-    for name in tokens.SPLITS:
-        split = getattr(manifest.splits, name)
-        counts = (split.documents, split.tokens, split.bytes)
-        table.add_row(name, *(f"{n:,}" for n in counts), f"{split.bytes / split.tokens:.2f}")
-    results.print(table)
-    results.print(f"vocabulary {manifest.vocab_size:,}, {manifest.dtype}, in {out}", markup=False)
+    _show(manifest, out)
     if manifest.validation_from == "tail":
         notes.print("note: too few documents to hold whole ones out; validation is their tail")
+
+
+def _refuse_with_verify(text: list[Path] | None, dataset: str | None) -> None:
+    if text or dataset is not None:
+        raise typer.BadParameter(
+            "it checks a prepared OUT and takes no text", param_hint="--verify"
+        )
+
+
+def _source(
+    text: list[Path] | None, dataset: str | None, config: str | None, split: str | None, column: str
+) -> "list[Path] | HubDataset":
+    """What is to be read; one of the two has to be given."""
+    from krakenlm.data.hub import HubDataset
+
+    if bool(text) == (dataset is not None):
+        raise typer.BadParameter("give one of the two", param_hint="--text / --dataset")
+    if text:
+        if config is not None or split is not None:
+            raise typer.BadParameter("only with --dataset", param_hint="--config / --split")
+        return text
+    assert dataset is not None
+    return HubDataset(name=dataset, config=config, split=split or "train", column=column)
+
+
+def _show(manifest: "Manifest", out: Path) -> None:
+    from rich.table import Table
+
+    from krakenlm.console import results
+    from krakenlm.data.manifest import SPLITS
+
+    table = Table("split", box=None, pad_edge=False)
+    for heading in ("documents", "tokens", "bytes", "bytes/token", "files"):
+        table.add_column(heading, justify="right")
+    for name in SPLITS:
+        split = manifest.split(name)
+        counts = (split.documents, split.tokens, split.bytes)
+        each = f"{split.bytes / split.tokens:.2f}"
+        table.add_row(name, *(f"{n:,}" for n in counts), each, f"{len(split.shards):,}")
+    results.print(table)
+    results.print(f"vocabulary {manifest.vocab_size:,}, {manifest.dtype}, in {out}", markup=False)

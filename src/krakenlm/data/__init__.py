@@ -1,1 +1,1 @@
-"""Text to tokens: reading files, tokenizers, and memory-mapped token files."""
+"""Text to tokens: reading files and datasets, tokenizers, and memory-mapped token files."""

@@ -9,14 +9,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
 from krakenlm.strict import from_plain
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,38 +29,71 @@ class Tokenizer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
+class Shard:
     """One token file.
+
+    Attributes:
+        file: its name in the directory.
+        tokens: how many it holds.
+        sha256: of its bytes.
+    """
+
+    file: str
+    tokens: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.file in ("", ".", "..") or "/" in self.file or "\\" in self.file:
+            raise KrakenError(f"file={self.file!r}: needs the name of a file in the directory")
+        _check_counts(self, "tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split: its token files are one sequence of tokens.
 
     Attributes:
         documents: how many documents it holds; one that is cut in two counts in both splits.
         tokens: how many tokens, the end of each document included.
         bytes: the UTF-8 length of the text, without the ends of documents.
-        sha256: of the token file.
+        shards: the token files, in order; a document may begin in one and end in the next.
     """
 
     documents: int
     tokens: int
     bytes: int
-    sha256: str
+    shards: tuple[Shard, ...]
 
     def __post_init__(self) -> None:
-        for name in ("documents", "tokens", "bytes"):
-            if getattr(self, name) < 0:
-                raise KrakenError(f"{name}={getattr(self, name)}: needs 0 or more")
+        _check_counts(self, "documents", "tokens", "bytes")
+        if sum(shard.tokens for shard in self.shards) != self.tokens:
+            raise KrakenError(f"tokens={self.tokens}: needs the sum of the shards' tokens")
+
+    @property
+    def sha256(self) -> str:
+        """Of the only shard; of several, what their sums joined have as theirs."""
+        sums = [shard.sha256 for shard in self.shards]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A text file and the UTF-8 length of the text it gave."""
+    """A text file or a dataset, and the UTF-8 length of the text it gave.
+
+    Attributes:
+        path: of the file, or the dataset's name.
+        bytes: of its text.
+        part: what was read of a dataset; empty for a file.
+    """
 
     path: str
     bytes: int
+    part: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """The two token files."""
+    """The two splits."""
 
     train: Split
     validation: Split
@@ -79,7 +113,7 @@ class Manifest:
         validation_from: ``documents`` when whole documents were chosen by the hash of their text,
             ``tail`` when there were so few that the end of the token stream was held out.
         splits: the token files.
-        sources: the text files, in order.
+        sources: where the text came from, in order.
     """
 
     format_version: int = FORMAT_VERSION
@@ -91,6 +125,10 @@ class Manifest:
     validation_from: Literal["documents", "tail"]
     splits: Splits
     sources: tuple[Source, ...]
+
+    def split(self, name: str) -> Split:
+        """The split of this name, one of ``SPLITS``."""
+        return self.splits.train if name == "train" else self.splits.validation
 
     def save(self, directory: Path) -> None:
         """Write ``manifest.json`` into the directory."""
@@ -116,13 +154,13 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise KrakenError(f"cannot read {path} ({error}): prepare the text again") from error
         version = value.get("format_version") if isinstance(value, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
             raise KrakenError(
-                f"{path}: format_version is {version!r}, this krakenlm reads {FORMAT_VERSION}: "
-                "prepare the text again"
+                f"{path}: format_version is {version!r}, this krakenlm reads 1 and "
+                f"{FORMAT_VERSION}: prepare the text again"
             )
         try:
-            return from_plain(cls, value)
+            return from_plain(cls, _with_shards(value) if version == 1 else value)
         except KrakenError as error:
             raise KrakenError(f"{path}: {error}; prepare the text again") from error
 
@@ -131,3 +169,26 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _with_shards(value: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 1, whose splits are single files, as one of this version."""
+    splits = value.get("splits")
+    if not isinstance(splits, dict):
+        return value  # the strict reader says what is wrong
+    upgraded = {
+        name: _with_one_shard(name, split) if isinstance(split, dict) else split
+        for name, split in splits.items()
+    }
+    return {**value, "format_version": FORMAT_VERSION, "splits": upgraded}
+
+
+def _with_one_shard(name: str, split: dict[str, Any]) -> dict[str, Any]:
+    shard = {"file": f"{name}.bin"} | {k: split[k] for k in ("tokens", "sha256") if k in split}
+    return {key: each for key, each in split.items() if key != "sha256"} | {"shards": [shard]}
+
+
+def _check_counts(instance: object, *names: str) -> None:
+    for name in names:
+        if getattr(instance, name) < 0:
+            raise KrakenError(f"{name}={getattr(instance, name)}: needs 0 or more")

@@ -1,8 +1,9 @@
 """Which documents do these files hold?
 
-Read are ``.jsonl`` (one document a line, key ``text``), and any other file as plain UTF-8 text
-(one document); a further ``.gz`` means compressed. Long documents are handed out in pieces, so
-that memory stays bounded by a piece, or by one line of JSON.
+Read are ``.jsonl`` (one document a line, key ``text``), tables that Hugging Face ``datasets`` can
+read such as ``.parquet`` and ``.csv`` (one document a row, column ``text``), and any other file as
+plain UTF-8 text (one document); a further ``.gz`` means compressed. Long documents are handed out
+in pieces, so that memory stays bounded by a piece, or by one line of JSON.
 """
 
 import codecs
@@ -15,6 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
+from krakenlm.data.hub import is_table, table_texts
 from krakenlm.errors import KrakenError
 
 # Small enough that a batch of pieces keeps every core busy and takes little memory as tokens.
@@ -30,14 +32,15 @@ class Piece:
 
     Attributes:
         text: what it says; the pieces of a document joined are the document.
-        path: the file it comes from.
+        source: the file or the dataset it comes from.
         first: whether the document begins here.
         last: whether the document ends here.
-        position: bytes of the file read so far (of the compressed file for ``.gz``).
+        position: how much of the source has been read: bytes of a file (of the compressed file for
+            ``.gz``; 0 for a table), rows of a dataset.
     """
 
     text: str
-    path: Path
+    source: str
     first: bool
     last: bool
     position: int
@@ -64,17 +67,38 @@ def check_files(paths: Sequence[Path]) -> dict[Path, int]:
     return sizes
 
 
-def pieces(paths: Iterable[Path]) -> Iterator[Piece]:
+def pieces(paths: Iterable[Path], column: str = "text") -> Iterator[Piece]:
     """The documents of all files, in order, in pieces of at most ``PIECE_CHARS`` characters.
 
     Where a document is cut depends on nothing but its text. Documents of white space only are
     left out.
 
+    Args:
+        paths: the files.
+        column: the key of ``.jsonl`` files, or the column of tables, that holds the text.
+
     Raises:
         KrakenError: a file is missing, unreadable, damaged or holds no text.
     """
     for path in paths:
-        yield from _pieces_of(path)
+        yield from _table_pieces(path, column) if is_table(path) else _pieces_of(path, column)
+
+
+def cut(chunks: Iterable[str]) -> Iterator[tuple[str, bool, bool]]:
+    """(text, whether the first, whether the last) for each piece of a document.
+
+    Args:
+        chunks: the document as it is read; nothing comes of one that is blank.
+    """
+    rest, first = "", True
+    for chunk in chunks:
+        rest += chunk
+        while len(rest) > PIECE_CHARS:
+            end = _end_of_piece(rest)
+            yield rest[:end], first, False
+            rest, first = rest[end:], False
+    if not first or (rest and not rest.isspace()):
+        yield rest, first, True
 
 
 def utf8_length(text: str) -> int:
@@ -82,18 +106,18 @@ def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _pieces_of(path: Path) -> Iterator[Piece]:
+def _pieces_of(path: Path, column: str) -> Iterator[Piece]:
     holds_text = False
     try:
         with path.open("rb") as raw:
             packed = path.suffix.lower() == ".gz"
             stream: _Stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            for document in _documents(path, stream):
-                for text, first, last in _cut_into_pieces(document):
-                    if first and last and (not text or text.isspace()):
-                        continue
+            for document in _documents(path, stream, column):
+                for text, first, last in cut(document):
                     holds_text = True
-                    yield Piece(text=text, path=path, first=first, last=last, position=raw.tell())
+                    yield Piece(
+                        text=text, source=str(path), first=first, last=last, position=raw.tell()
+                    )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise KrakenError(
             f"{path} is not a whole gzip file ({error}): copy or download it again"
@@ -104,11 +128,22 @@ def _pieces_of(path: Path) -> Iterator[Piece]:
         raise _empty(path)
 
 
-def _documents(path: Path, stream: _Stream) -> Iterator[Iterable[str]]:
+def _table_pieces(path: Path, column: str) -> Iterator[Piece]:
+    holds_text = False
+    check_files([path])
+    for document in table_texts(path, column):
+        for text, first, last in cut([document]):
+            holds_text = True
+            yield Piece(text=text, source=str(path), first=first, last=last, position=0)
+    if not holds_text:
+        raise _empty(path)
+
+
+def _documents(path: Path, stream: _Stream, column: str) -> Iterator[Iterable[str]]:
     """Each document as the chunks it is read in."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".jsonl"] or suffixes[-2:] == [".jsonl", ".gz"]:
-        for text in _json_texts(path, stream):
+        for text in _json_texts(path, stream, column):
             yield (text,)
     else:
         yield _plain_chunks(path, stream)
@@ -129,13 +164,13 @@ def _plain_chunks(path: Path, stream: _Stream) -> Iterator[str]:
         yield text
 
 
-def _json_texts(path: Path, stream: _Stream) -> Iterator[str]:
+def _json_texts(path: Path, stream: _Stream, column: str) -> Iterator[str]:
     offset = 0
     for number, line in enumerate(stream, 1):
         where = f"{path}:{number}"
         if not line.isspace():
             try:
-                text = _text_of(json.loads(line.decode()), where)
+                text = _text_of(json.loads(line.decode()), where, column)
                 text.encode()
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start) from error
@@ -152,31 +187,22 @@ def _json_texts(path: Path, stream: _Stream) -> Iterator[str]:
         offset += len(line)
 
 
-def _text_of(value: object, where: str) -> str:
+def _text_of(value: object, where: str, column: str) -> str:
     if not isinstance(value, dict):
         raise KrakenError(
-            f'{where}: a JSON {type(value).__name__}, not an object with a key "text": '
-            'write each line as {"text": "..."}'
+            f'{where}: a JSON {type(value).__name__}, not an object with a key "{column}": '
+            f'write each line as {{"{column}": "..."}}'
         )
-    if "text" not in value:
+    if column not in value:
         keys = ", ".join(map(str, value)) or "none"
-        raise KrakenError(f'{where}: no key "text" (keys: {keys}): rename the one with the text')
-    text = value["text"]
+        raise KrakenError(
+            f'{where}: no key "{column}" (keys: {keys}): rename the one with the text, or give '
+            "prepare its name with --column"
+        )
+    text = value[column]
     if not isinstance(text, str):
-        raise KrakenError(f'{where}: "text" is a {type(text).__name__}: it must be a string')
+        raise KrakenError(f'{where}: "{column}" is a {type(text).__name__}: it must be a string')
     return text
-
-
-def _cut_into_pieces(chunks: Iterable[str]) -> Iterator[tuple[str, bool, bool]]:
-    """(text, whether the first, whether the last) for each piece of a document."""
-    rest, first = "", True
-    for chunk in chunks:
-        rest += chunk
-        while len(rest) > PIECE_CHARS:
-            end = _end_of_piece(rest)
-            yield rest[:end], first, False
-            rest, first = rest[end:], False
-    yield rest, first, True
 
 
 def _end_of_piece(text: str) -> int:

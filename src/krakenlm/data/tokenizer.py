@@ -1,16 +1,14 @@
 """Which tokenizer does a name, a directory or a text give?"""
 
 import itertools
-import os
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from krakenlm.console import notes
+from krakenlm.data.hub import hub_answers as _hub_answers
 from krakenlm.data.text import check_files, pieces
 from krakenlm.errors import KrakenError
 
@@ -24,13 +22,16 @@ TRAINING_BYTES = 32 << 20
 # Upper case, runs of blanks, a composed accent, four-byte characters: what lossy tokenizers change.
 _PROBE = "The  Quick\n\n\tbrown fox; d'\u00e9t\u00e9 \U0001f98a end \n"
 
+Sample: TypeAlias = Callable[[int], Iterator[str]]
+"""Given a limit in bytes, about so much text to learn from."""
 
-def tokenizer_for(spec: str, texts: Sequence[Path]) -> "PreTrainedTokenizerFast":
+
+def tokenizer_for(spec: str, texts: Sequence[Path] | Sample) -> "PreTrainedTokenizerFast":
     """The tokenizer that ``--tokenizer`` names: ``DIR``, ``train:VOCAB`` or a Hub name.
 
     Args:
         spec: as on the command line.
-        texts: what ``train:VOCAB`` learns from.
+        texts: what ``train:VOCAB`` learns from: files, or a sample of other text.
 
     Raises:
         KrakenError: there is no such tokenizer, or it cannot be used to prepare tokens.
@@ -73,11 +74,11 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     return _from_hub(str(source))
 
 
-def train_tokenizer(texts: Sequence[Path], vocab_size: int) -> "PreTrainedTokenizerFast":
+def train_tokenizer(texts: Sequence[Path] | Sample, vocab_size: int) -> "PreTrainedTokenizerFast":
     """Learn a byte-level BPE with ``<|endoftext|>`` as end, beginning and padding.
 
-    It learns from at most 32 MiB of text (``TRAINING_BYTES``): each file gives its beginning, in
-    equal shares; what small files leave unused goes to the larger ones. Little text may give
+    It learns from at most 32 MiB of text (``TRAINING_BYTES``). Of files, each gives its beginning,
+    in equal shares; what small files leave unused goes to the larger ones. Little text may give
     fewer entries than asked for.
 
     Raises:
@@ -90,7 +91,7 @@ def train_tokenizer(texts: Sequence[Path], vocab_size: int) -> "PreTrainedTokeni
         )
     from tokenizers import models, pre_tokenizers, trainers
 
-    sizes = check_files(texts)
+    sample = sample_of_files(check_files(texts)) if isinstance(texts, Sequence) else texts
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -98,21 +99,36 @@ def train_tokenizer(texts: Sequence[Path], vocab_size: int) -> "PreTrainedTokeni
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    by_size = sorted(sizes, key=lambda path: (sizes[path], path))
     with notes.status(f"learning a tokenizer of {vocab_size} entries"):
-        _train(tokenizer, trainer, _beginnings(by_size, TRAINING_BYTES))
+        _train(tokenizer, trainer, sample(TRAINING_BYTES))
     return _wrap(tokenizer)
 
 
+def sample_of_files(sizes: Mapping[Path, int], column: str = "text") -> Sample:
+    """The beginnings of the files, the small ones first so that they leave room to the others.
+
+    Args:
+        sizes: the files and their sizes on the disk.
+        column: see ``krakenlm.data.text.pieces``.
+    """
+    by_size = sorted(sizes, key=lambda path: (sizes[path], path))
+    return lambda limit: _beginnings(by_size, limit, column)
+
+
 def plain_encoder(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
-    """A copy of the tokenizer's engine that encodes text as text.
+    """A copy of the tokenizer's engine, see ``encoder_of``."""
+    return encoder_of(tokenizer.backend_tokenizer.to_str())
+
+
+def encoder_of(engine: str) -> "Tokenizer":
+    """An engine that encodes text as text, from what stands in a ``tokenizer.json``.
 
     Nothing is truncated, padded or added, and a special token spelt out in a document (an article
     on ``<|endoftext|>``) is encoded letter by letter instead of ending the document.
     """
     from tokenizers import Tokenizer
 
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder = Tokenizer.from_str(engine)
     encoder.no_truncation()
     encoder.no_padding()
     encoder.encode_special_tokens = True
@@ -210,19 +226,6 @@ def _with_end_of_text(tokenizer: Any, name: str) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _hub_answers() -> bool:
-    """Whether the Hub is in reach: its own client would retry for the better part of a minute."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310  the Hub's own variable
-    try:
-        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-
-
 def _byte_level(bpe: Any) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
@@ -257,11 +260,11 @@ def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
     )
 
 
-def _beginnings(paths: Sequence[Path], limit: int) -> Iterator[str]:
+def _beginnings(paths: Sequence[Path], limit: int, column: str = "text") -> Iterator[str]:
     """The first bytes of each file, ``limit`` in all, shared out over the files still to come."""
     for index, path in enumerate(paths):
         share = limit // (len(paths) - index)
-        for piece in pieces([path]):
+        for piece in pieces([path], column):
             taken = piece.text.encode()[:share]
             yield taken.decode(errors="ignore")  # a character cut in two is left out
             share -= len(taken)

@@ -1,245 +1,136 @@
-"""Which tokens go into which file?
-
-A document's split is decided by the hash of its first piece. ``SplitFile`` keeps the counts; when
-one split stays empty, ``hold_out_tail`` cuts the token stream instead.
-"""
+"""How do tokens become the shards of a split?"""
 
 import hashlib
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import os
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from krakenlm.console import progress_bar
-from krakenlm.data.manifest import Split, sha256_of
-from krakenlm.data.text import Piece, pieces, utf8_length
+from krakenlm.data.manifest import Shard
+from krakenlm.data.progress import SplitProgress
 from krakenlm.errors import KrakenError
 
-# Enough text to keep all cores busy; while it is encoded, its tokens take some hundred MB.
-_BATCH_CHARS = 1 << 21
-_BATCH_PIECES = 4096
-# How far to look for a token that begins a character; byte-level BPE needs at most three steps.
-_STEPS_TO_CHARACTER = 16
-
-Encode = Callable[[list[str]], list[list[int]]]
-Decode = Callable[[list[int]], str]
+_READ_BYTES = 1 << 22
 
 
-class Stretch(NamedTuple):
-    """What one piece became in a token file."""
+class SplitWriter:
+    """The token files of one split, in the making.
 
-    tokens: int
-    bytes: int
-    ends_document: bool
+    Every shard but the last holds exactly ``shard_tokens`` tokens, so where they begin and end
+    does not depend on how the tokens arrive.
 
+    Args:
+        folder: where the files go.
+        name: of the split.
+        dtype: of the files.
+        shard_tokens: of a whole shard.
+    """
 
-@dataclass(kw_only=True, slots=True)
-class SplitFile:
-    """A token file in the making; ``stretches`` is kept only while the tail may be needed."""
+    def __init__(
+        self, folder: Path, name: str, dtype: np.dtype[np.unsignedinteger], shard_tokens: int
+    ) -> None:
+        self._folder = folder
+        self._name = name
+        self._dtype = dtype
+        self._shard_tokens = shard_tokens
+        self._file: BinaryIO | None = None
+        self._sha256 = hashlib.sha256()
+        self._open_tokens = 0
+        self.shards: list[Shard] = []
 
-    path: Path
-    dtype: np.dtype[np.unsignedinteger]
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    stretches: list[Stretch] = field(default_factory=list)
+    def __enter__(self) -> "SplitWriter":
+        return self
 
-    def add(self, file: BinaryIO, ids: list[int], stretch: Stretch) -> None:
-        """Append one piece's tokens."""
-        file.write(np.asarray(ids, dtype=self.dtype).tobytes())
-        self.stretches.append(stretch)
-        self.documents += stretch.ends_document
-        self.tokens += stretch.tokens
-        self.bytes += stretch.bytes
-
-    def as_split(self) -> Split:
-        """The manifest's entry, with the sha256 of the file as it is on the disk."""
-        return Split(
-            documents=self.documents,
-            tokens=self.tokens,
-            bytes=self.bytes,
-            sha256=sha256_of(self.path),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Vocabulary:
-    """What the writer must know of the tokenizer."""
-
-    encode: Encode
-    size: int
-    eos_id: int
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
 
     @property
-    def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """The smallest little-endian type that holds every token."""
-        return np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
+    def tokens(self) -> int:
+        """How many have been written."""
+        return sum(shard.tokens for shard in self.shards) + self._open_tokens
 
+    def append(self, ids: NDArray[Any]) -> None:
+        """Write tokens behind the others; a shard that is full is finished."""
+        while len(ids):
+            taken = ids[: self._shard_tokens - self._open_tokens]
+            if self._file is None:
+                self._file = self._path().open("wb")
+            data = np.asarray(taken, self._dtype).tobytes()
+            self._file.write(data)
+            self._sha256.update(data)
+            self._open_tokens += len(taken)
+            ids = ids[len(taken) :]
+            if self._open_tokens == self._shard_tokens:
+                self._finish_shard()
 
-def write_splits(
-    folder: Path, sizes: Mapping[Path, int], vocabulary: Vocabulary, validation_fraction: float
-) -> tuple[SplitFile, SplitFile, Counter[Path]]:
-    """Tokenize the files into ``train.bin`` and ``validation.bin``.
+    def finish(self) -> tuple[Shard, ...]:
+        """Finish the last shard; returns all of them."""
+        if self._open_tokens:
+            self._finish_shard()
+        return tuple(self.shards)
 
-    Returns:
-        The two files (either may be empty) and the UTF-8 length of each file's text.
-    """
-    train, validation = (
-        SplitFile(path=folder / f"{name}.bin", dtype=vocabulary.dtype)
-        for name in ("train", "validation")
-    )
-    text_bytes: Counter[Path] = Counter()
-    split = train
-    with ExitStack() as stack:
-        files = {
-            id(each): stack.enter_context(each.path.open("wb")) for each in (train, validation)
-        }
-        for piece, ids in _encoded(sizes, vocabulary):
-            if piece.first:
-                held_out = belongs_to_validation(piece.text, validation_fraction)
-                split = validation if held_out else train
-            if piece.last:
-                ids.append(vocabulary.eos_id)
-            size = utf8_length(piece.text)
-            split.add(files[id(split)], ids, Stretch(len(ids), size, piece.last))
-            text_bytes[piece.path] += size
-            if train.documents and validation.documents:
-                train.stretches.clear()
-                validation.stretches.clear()
-    return train, validation, text_bytes
-
-
-def belongs_to_validation(first_piece: str, fraction: float) -> bool:
-    """Whether the hash of a document's first piece puts it among the held-out ones."""
-    digest = hashlib.blake2b(first_piece.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
-def hold_out_tail(
-    train: SplitFile, validation: SplitFile, fraction: float, decode: Decode, *, fewest: int
-) -> None:
-    """Make the last ``fraction`` of the tokens the validation split.
-
-    The cut never falls inside a character, so the bytes of both sides are counted exactly.
-
-    Raises:
-        KrakenError: the text is too short for ``fewest`` tokens on either side.
-    """
-    if not train.tokens:
-        _move_all(validation, train)
-    cut, before = _place_to_cut(train, max(fewest, round(fraction * train.tokens)), decode)
-    if cut < fewest or train.tokens - cut < fewest:
-        raise KrakenError(
-            f"{train.tokens} tokens of text are too little to train on and to hold some out: "
-            "add text, or choose a larger validation fraction"
+    def progress(self) -> SplitProgress:
+        """What stands on the disk, when it does."""
+        self._sync()
+        return SplitProgress(
+            shards=tuple(self.shards),
+            open_tokens=self._open_tokens,
+            open_sha256=self._sha256.hexdigest(),
         )
-    with train.path.open("r+b") as source, validation.path.open("wb") as target:
-        source.seek(cut * train.dtype.itemsize)
-        shutil.copyfileobj(source, target)
-        source.truncate(cut * train.dtype.itemsize)
-    validation.tokens = train.tokens - cut
-    validation.bytes = train.bytes - before.bytes
-    validation.documents = train.documents - before.documents
-    train.tokens, train.bytes = cut, before.bytes
-    train.documents = before.documents + before.inside_document
+
+    def go_on_from(self, progress: SplitProgress) -> None:
+        """Take what an interrupted run left; what it wrote behind ``progress`` is cut off.
+
+        Raises:
+            KrakenError: the file that it was writing is damaged.
+        """
+        self.shards = list(progress.shards)
+        self._open_tokens = progress.open_tokens
+        if not progress.open_tokens:
+            return
+        path, size = self._path(), progress.open_tokens * self._dtype.itemsize
+        try:
+            self._file = path.open("r+b")
+        except FileNotFoundError:
+            raise _damaged(path) from None
+        left = size
+        while left and (data := self._file.read(min(left, _READ_BYTES))):
+            self._sha256.update(data)
+            left -= len(data)
+        if left or self._sha256.hexdigest() != progress.open_sha256:
+            raise _damaged(path)
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def _path(self) -> Path:
+        """Of the shard that is being written."""
+        return self._folder / f"{self._name}-{len(self.shards):05d}.bin"
+
+    def _sync(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _finish_shard(self) -> None:
+        assert self._file is not None
+        self._sync()
+        self._file.close()
+        name, sha256 = self._path().name, self._sha256.hexdigest()
+        self.shards.append(Shard(file=name, tokens=self._open_tokens, sha256=sha256))
+        self._file, self._sha256, self._open_tokens = None, hashlib.sha256(), 0
 
 
-class _Before(NamedTuple):
-    """What lies before a cut: bytes, whole documents, and whether it falls inside a document."""
-
-    bytes: int
-    documents: int
-    inside_document: bool
-
-
-def _place_to_cut(train: SplitFile, tail: int, decode: Decode) -> tuple[int, _Before]:
-    """The first place from ``tail`` tokens before the end on where no character is cut."""
-    begin = size = documents = 0
-    ended = True  # whether a document ends right before `begin`
-    for stretch in train.stretches:
-        if begin + stretch.tokens > train.tokens - tail:
-            inside = max(0, train.tokens - tail - begin)
-            if inside == 0:
-                break
-            ids = np.fromfile(
-                train.path, train.dtype, stretch.tokens, offset=begin * train.dtype.itemsize
-            ).tolist()
-            if stretch.ends_document:
-                ids.pop()
-            found = _character_boundary(ids, inside, stretch.bytes, decode)
-            if found is not None:
-                inside, left_bytes = found
-                return begin + inside, _Before(size + left_bytes, documents, True)
-            tail = 0  # no boundary in here: cut where the piece ends
-        begin += stretch.tokens
-        size += stretch.bytes
-        documents += stretch.ends_document
-        ended = stretch.ends_document
-        if tail == 0:
-            break
-    return begin, _Before(size, documents, not ended)
-
-
-def _character_boundary(
-    ids: list[int], start: int, size: int, decode: Decode
-) -> tuple[int, int] | None:
-    """(tokens, bytes) left of the first boundary from ``start`` on, if one is near."""
-    whole = decode(ids)
-    if utf8_length(whole) != size:
-        return None
-    for place in range(start, min(start + _STEPS_TO_CHARACTER, len(ids))):
-        left = decode(ids[:place])
-        if left + decode(ids[place:]) == whole:
-            return place, utf8_length(left)
-    return None
-
-
-def _encoded(
-    sizes: Mapping[Path, int], vocabulary: Vocabulary
-) -> Iterator[tuple[Piece, list[int]]]:
-    """Every piece with its token ids, batch by batch, under a progress bar of kilobytes read."""
-    starts, total = {}, 0
-    for path, size in sizes.items():
-        starts[path] = total
-        total += size
-    with progress_bar("{task.fields[tokens]} tokens") as progress:
-        task = progress.add_task("tokenizing, kB", total=-(-total // 1000), tokens="0")
-        count = 0
-        for batch in _batches(pieces(sizes)):
-            for piece, ids in zip(
-                batch, vocabulary.encode([piece.text for piece in batch]), strict=True
-            ):
-                if ids and max(ids) >= vocabulary.size:
-                    raise KrakenError(
-                        f"{piece.path}: the tokenizer gives token {max(ids)}, outside its "
-                        f"vocabulary of {vocabulary.size}: repair its tokenizer.json"
-                    )
-                count += len(ids)
-                yield piece, ids
-            read = -(-(starts[batch[-1].path] + batch[-1].position) // 1000)
-            progress.update(task, completed=read, tokens=f"{count:,}")
-        progress.update(task, completed=-(-total // 1000))
-
-
-def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    chars = 0
-    for piece in stream:
-        batch.append(piece)
-        chars += len(piece.text)
-        if chars >= _BATCH_CHARS or len(batch) == _BATCH_PIECES:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _move_all(source: SplitFile, target: SplitFile) -> None:
-    source.path.replace(target.path)
-    target.documents, target.tokens, target.bytes = source.documents, source.tokens, source.bytes
-    target.stretches = source.stretches
+def _damaged(path: Path) -> KrakenError:
+    return KrakenError(
+        f"{path} is damaged (it is not what progress.json describes): remove {path.parent} to "
+        "begin anew"
+    )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from krakenlm.console import notes, progress_bar
+from krakenlm.data.shards import Tokens, largest
 from krakenlm.data.text import check_files, pieces, utf8_length
 from krakenlm.data.tokenizer import encode, load_tokenizer, plain_encoder
 from krakenlm.data.tokens import open_split
@@ -106,7 +107,7 @@ def perplexity(
 
 @torch.inference_mode()
 def sum_of_losses(
-    model: "PreTrainedModel", tokens: NDArray[Any], *, window: int, batch_size: int
+    model: "PreTrainedModel", tokens: Tokens, *, window: int, batch_size: int
 ) -> float:
     """The negative log-likelihood, in nats, of every token but the first.
 
@@ -137,7 +138,7 @@ def _loss(logits_TV: Tensor, ids_T: Tensor) -> Tensor:
     return each_T.double().sum()
 
 
-def _batches(tokens: NDArray[Any], window: int, batch_size: int) -> Iterator[NDArray[Any]]:
+def _batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[NDArray[Any]]:
     """Batches of windows; the last window, which may be shorter, comes alone."""
     stride = window - 1
     whole = (len(tokens) - 1) // stride
@@ -145,10 +146,10 @@ def _batches(tokens: NDArray[Any], window: int, batch_size: int) -> Iterator[NDA
         starts = range(first, min(first + batch_size, whole))
         yield np.stack([tokens[start * stride : start * stride + window] for start in starts])
     if whole * stride < len(tokens) - 1:
-        yield tokens[None, whole * stride :]
+        yield tokens[whole * stride : len(tokens)][None]
 
 
-def _tokens_of(data: Path, split: str, model: Path) -> tuple[NDArray[Any], int]:
+def _tokens_of(data: Path, split: str, model: Path) -> tuple[Tokens, int]:
     """The token ids of ``data`` and the UTF-8 length of its text."""
     if data.is_dir():
         opened = open_split(data, split, verify=True)
@@ -203,10 +204,10 @@ def _check_window(window: int | None, config: Any, model: Path) -> int:
     return window
 
 
-def _check_tokens(tokens: NDArray[Any], vocab_size: int, data: Path, model: Path) -> None:
-    largest = int(tokens.max())
-    if largest >= vocab_size:
+def _check_tokens(tokens: Tokens, vocab_size: int, data: Path, model: Path) -> None:
+    found = largest(tokens)
+    if found >= vocab_size:
         raise KrakenError(
-            f"{data} holds token {largest}, outside the vocabulary of {vocab_size} of {model}: "
+            f"{data} holds token {found}, outside the vocabulary of {vocab_size} of {model}: "
             "prepare the text with that model's tokenizer"
         )

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -30,7 +29,7 @@ import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
 from krakenlm.config import MODEL_TYPE, ModelConfig, count_parameters
 from krakenlm.console import notes, progress_bar
 from krakenlm.data.tokenizer import load_tokenizer
-from krakenlm.data.tokens import TokenSplit, open_split
+from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import KrakenError
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.train.recipe import Recipe, Training
@@ -40,7 +39,7 @@ from krakenlm.train.run_folder import RunFolder, step_of
 class Windows(Dataset[dict[str, torch.Tensor]]):
     """Consecutive windows of a token file, each a training sequence."""
 
-    def __init__(self, tokens: NDArray[Any], length: int) -> None:
+    def __init__(self, tokens: Tokens, length: int) -> None:
         self._tokens = tokens
         self._length = length
 
