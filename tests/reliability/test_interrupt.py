@@ -252,3 +252,22 @@ def test_ctrl_c_while_text_becomes_tokens(start, tmp_path):
     assert running.end() == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stdout", "text.txt", "tmp"]
     assert running.messages[-1] == INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_finished_shards_outlive_the_processes_that_tokenize(start, tmp_path, tiny_model, number):
+    (tmp_path / "text.txt").write_text(tiny.text(150_000), encoding="utf-8")
+    options = ("--tokenizer", tiny_model, "--workers", 2, "--shard-tokens", 20_000)
+    running = start("prepare", "out", "--text", "text.txt", *options)
+    left = tmp_path / "out.unfinished"
+    running.wait_for((left / "progress.json").is_file)
+    assert len(running.ranks()) == 2
+    running.send(number)
+    assert running.end() == (130 if number == signal.SIGINT else -number)
+    assert (left / "train-00000.bin").stat().st_size == 40_000
+    assert not (tmp_path / "out").exists()
+    if number == signal.SIGINT:
+        assert running.messages[-1] == INTERRUPTED
+        assert "keeps the finished shards" in running.messages[-2]

@@ -28,7 +28,7 @@ from krakenlm.errors import KrakenError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A fifth of a second's work; encoded, it takes some ten MB in its process.
+# Some tenths of a second's work; encoded, it takes some ten MB in its process.
 _BATCH_CHARS = 1 << 19
 _BATCH_PIECES = 1024
 # Fewer batches than this are encoded before other processes would have started.
@@ -107,6 +107,7 @@ def _by_processes(
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(encoding,)
     )
+    before = set(multiprocessing.active_children())
     waiting: deque[tuple[list[Piece], Future[tuple[NDArray[np.uint32], list[int]]]]] = deque()
     try:
         for batch in batches:
@@ -123,6 +124,10 @@ def _by_processes(
             "a process that tokenized was killed, as happens when memory runs out: choose fewer "
             "--workers"
         ) from error
+    except BaseException:  # what they are at is of no use, so Ctrl-C need not wait for it
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
