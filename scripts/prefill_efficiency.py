@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from krakenlm.bench.environment import Environment
 from krakenlm.bench.results import Quantiles
 from krakenlm.config import ModelConfig, model_config
+from krakenlm.environment import Environment
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import pack
 from krakenlm.model.shard import split

@@ -16,11 +16,10 @@ import torch
 from rich.console import Console
 
 import tiny
-from krakenlm.bench import environment as environment_module
+from krakenlm import environment as environment_module
 from krakenlm.bench import figures
 from krakenlm.bench.breakdown import Stopwatch, measure_breakdown
 from krakenlm.bench.chrome_trace import chrome_trace
-from krakenlm.bench.environment import Environment
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies, draw_losses, draw_timelines
 from krakenlm.bench.models import Contender, contenders
 from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency, Quantiles
@@ -28,6 +27,7 @@ from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, hidden_share, hideable_share, summarise
 from krakenlm.bench.tables import breakdown_table, latency_table
 from krakenlm.config import count_parameters, derive, model_config
+from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.parallel.engine import Engine
 from krakenlm.parallel.launch import Rank
@@ -447,7 +447,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     (tmp_path / "module.py").write_text("first")
     subprocess.run(["git", "-C", tmp_path, "add", "module.py"], check=True)
     subprocess.run(["git", "-C", tmp_path, "commit", "-qm", "first", "--no-verify"], check=True)
-    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "bench/environment.py"))
+    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
     return tmp_path
 
 
@@ -465,7 +465,7 @@ def test_the_commit_is_the_checkout_s_with_a_plus_where_it_was_changed(checkout)
 
 def test_outside_a_checkout_or_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "bench/environment.py"))
+    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
     assert Environment.here(cores=1).commit == ""
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from krakenlm.bench.environment import Environment
 from krakenlm.bench.ranks import barrier, dtype_on, gpu_name, now
 from krakenlm.bench.ranks import gathered as gathered_objects
 from krakenlm.bench.results import REAL_LINK, Quantiles, link_in_words
 from krakenlm.config import ModelConfig
+from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import Shard
 from krakenlm.parallel.collective import Collective, Group, ProcessGroupReducer

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 
 from krakenlm.bench.breakdown import measure_breakdown
-from krakenlm.bench.environment import Environment
 from krakenlm.bench.models import Contender
 from krakenlm.bench.ranks import dtype_on, gathered, gpu_name, peak_rss_bytes
 from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
+from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import split
 from krakenlm.parallel.connect import TRANSPORTS, Transport

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krakenlm.bench.environment import Environment
+from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 
 SCHEMA_VERSION = 2

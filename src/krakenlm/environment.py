@@ -54,7 +54,7 @@ def _processor() -> str:
 
 def _commit() -> str:
     """The checkout's commit, ``+`` behind it where it was changed; empty outside a checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
