@@ -92,6 +92,9 @@ def test_version(cli):
         ["demo", "--steps", "0"],
         ["generate", "model"],
         ["perplexity", "model"],
+        ["eval"],
+        ["eval", "model", "other"],
+        ["eval", "model", "--compare"],
         ["convert", "a.pt"],
     ],
     ids=" ".join,
@@ -104,7 +107,7 @@ def test_wrong_usage_is_one_line(cli, tmp_path, arguments):
 def test_without_a_command_the_help_is_shown(cli):
     outcome = cli()
     assert (outcome.code, outcome.err) == (2, "")
-    for name in ("demo", "derive", "prepare", "train", "perplexity", "generate", "convert"):
+    for name in ("demo", "derive", "prepare", "train", "perplexity", "eval", "generate", "convert"):
         assert re.search(rf"\b{name}\b", outcome.out)
     assert cli("--help").code == 0
     assert "--max-new-tokens" in cli("generate", "--help").out
@@ -121,6 +124,7 @@ def test_without_a_command_the_help_is_shown(cli):
         ("--text", "--text"),
         ("--text --out d", "--text --out d"),
         ("--text --text a b", "--text --text a --text b"),
+        ("m --compare a b", "m --compare a --compare b"),
         ("--prompt a b", "--prompt a b"),
         ("", ""),
     ],

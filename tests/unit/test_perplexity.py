@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from krakenlm.data.tokenizer import encode, load_tokenizer, plain_encoder, train_tokenizer
-from krakenlm.data.tokens import open_split, prepare
+from krakenlm.data.tokens import SPLITS, open_split, prepare
 from krakenlm.errors import KrakenError
+from krakenlm.eval import windows as windows_module
 from krakenlm.eval.model import load_causal_lm, pick_device
 from krakenlm.eval.perplexity import _check_window, perplexity, sum_of_losses
+from krakenlm.eval.windows import documents
 
 VOCABULARY, CONTEXT = 300, 16
 TEXT = "".join(f"Line {i} of the text: été 🦊 {i * i}.\n" for i in range(16))
@@ -37,26 +39,47 @@ def made(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def several(made):
+    """Tokens of several documents of unequal length."""
+    lines = [json.dumps({"text": "a document of some length. " * (1 + i % 4)}) for i in range(20)]
+    lines = [line.replace("some", f"{i}") for i, line in enumerate(lines)]
+    (made / "several.jsonl").write_text("\n".join(lines))
+    texts, tokenizer = [made / "several.jsonl"], str(made / "model")
+    prepare(texts, tokenizer, made / "several", validation_fraction=0.3)
+    return made / "several"
+
+
 @pytest.fixture
 def model(made, tmp_path):
     """A copy to damage."""
     return shutil.copytree(made / "model", tmp_path / "model")
 
 
-def naive_nats(directory, tokens, window):
+def naive_nats(directory, tokens, window, stride=None):
     """One window at a time, one token at a time, in float64."""
     model = GPT2LMHeadModel.from_pretrained(directory).double().eval()
-    total, predicted, start = 0.0, 0, 0
-    while start < len(tokens) - 1:
+    total, done = 0.0, 1  # nothing predicts the first token
+    for start in range(0, len(tokens), stride or window - 1):
         ids = [int(token) for token in tokens[start : start + window]]
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0]
-        for position in range(1, len(ids)):
+        for position in range(done - start, len(ids)):
             total -= float(logits[position - 1].log_softmax(-1)[ids[position]])
-            predicted += 1
-        start += window - 1
-    assert predicted == len(tokens) - 1
-    return total
+        done = max(done, start + len(ids))
+        if done == len(tokens):
+            return total
+    raise AssertionError("the windows do not reach the end")
+
+
+def documents_of(tokens, eos=0):
+    """Each document as a list that begins with an end-of-text token and ends with another."""
+    found = [[eos]]
+    for token in map(int, tokens):
+        found[-1].append(token)
+        if token == eos:
+            found.append([eos])
+    return [document for document in found if len(document) > 1]
 
 
 @pytest.mark.parametrize(("window", "batch_size"), [(CONTEXT, 1), (CONTEXT, 3), (7, 3), (2, 8)])
@@ -76,8 +99,62 @@ def test_equals_a_naive_loop(made, window, batch_size):
 def test_every_length_predicts_each_token_once(made, length):
     tokens = np.arange(1, length + 1, dtype=np.uint16)
     model = load_causal_lm(made / "model")
-    nats = sum_of_losses(model, tokens, window=CONTEXT, batch_size=2)
+    nats, predicted = sum_of_losses(model, tokens, window=CONTEXT, batch_size=2)
     assert nats == pytest.approx(naive_nats(made / "model", tokens, CONTEXT), rel=1e-6)
+    assert predicted == length - 1
+
+
+SLIDING = [(CONTEXT, 1), (CONTEXT, 5), (CONTEXT, 15), (7, 3), (3, 1)]
+
+
+@pytest.mark.parametrize(("window", "stride"), SLIDING)
+def test_sliding_windows_equal_a_naive_loop(made, window, stride):
+    tokens = open_split(made / "data", "validation").tokens
+    nats = naive_nats(made / "model", tokens, window, stride)
+    found = perplexity(
+        made / "model", made / "data", batch_size=3, device="cpu", window=window, stride=stride
+    )
+    assert found.loss == pytest.approx(nats / (len(tokens) - 1), rel=1e-6)
+    assert (found.tokens, found.stride) == (len(tokens) - 1, stride)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(CONTEXT, None), (CONTEXT, 4), (5, 2)])
+def test_documents_one_by_one_equal_a_naive_loop(made, several, window, stride):
+    tokens = open_split(several, "train").tokens
+    found = documents_of(tokens)
+    assert len(found) > 3 and len({len(document) for document in found}) > 2
+    nats = sum(naive_nats(made / "model", document, window, stride) for document in found)
+    found = perplexity(
+        made / "model", several, batch_size=3, device="cpu", split="train",
+        window=window, stride=stride, per_document=True,
+    )  # fmt: skip
+    assert (found.tokens, found.per_document) == (len(tokens), True)
+    assert found.loss == pytest.approx(nats / len(tokens), rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.bytes, rel=1e-6)
+
+
+def test_documents_of_a_text_file_are_those_of_its_tokens(made, several):
+    options = {"device": "cpu", "per_document": True}
+    of_text = perplexity(made / "model", several.parent / "several.jsonl", **options)
+    parts = [perplexity(made / "model", several, split=split, **options) for split in SPLITS]
+    assert of_text.tokens == sum(part.tokens for part in parts)
+    nats = sum(part.loss * part.tokens for part in parts)
+    assert of_text.loss * of_text.tokens == pytest.approx(nats, rel=1e-6)
+
+
+def test_documents_are_found_over_the_border_of_what_is_read_at_once(monkeypatch):
+    tokens = np.array([5, 0, 0, 7, 8, 9, 0, 4], np.uint16)
+    whole = list(documents(tokens, 0))
+    assert whole == [(0, 2), (2, 3), (3, 7), (7, 8)]
+    for size in (1, 2, 3):
+        monkeypatch.setattr(windows_module, "_TOKENS_AT_ONCE", size)
+        assert list(documents(tokens, 0)) == whole
+
+
+@pytest.mark.parametrize("stride", [0, -1, CONTEXT, CONTEXT + 1])
+def test_stride_that_does_not_fit_is_refused(made, stride):
+    with pytest.raises(KrakenError, match=rf"stride of {stride} tokens .* 1 to {CONTEXT - 1}"):
+        perplexity(made / "model", made / "data", stride=stride, device="cpu")
 
 
 def test_bits_per_byte_of_a_text_file_by_hand(made):
@@ -102,14 +179,15 @@ def test_result_as_json(made):
     found = perplexity(made / "model", made / "data", device="cpu")
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
     assert set(found.to_json()) == {
-        "loss", "perplexity", "bits_per_byte", "tokens", "bytes", "window",
+        "loss", "perplexity", "bits_per_byte", "tokens", "bytes",
+        "window", "stride", "per_document",
     }  # fmt: skip
 
 
 def test_command_prints_a_table_and_writes_json(made, tmp_path, capsys):
     from krakenlm.cli.perplexity import perplexity as command
 
-    command(made / "model", made / "data", "validation", 4, None, "cpu", tmp_path / "result.json")
+    command(made / "model", made / "data", device="cpu", json=tmp_path / "result.json")
     printed = capsys.readouterr().out
     assert "perplexity" in printed and "bits per byte" in printed
     written = json.loads((tmp_path / "result.json").read_text())

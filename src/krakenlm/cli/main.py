@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from krakenlm.cli import bench, convert, demo, derive, generate, perplexity, prepare, train
+from krakenlm.cli import (
+    bench,
+    convert,
+    demo,
+    derive,
+    evaluate,
+    generate,
+    perplexity,
+    prepare,
+    train,
+)
 from krakenlm.errors import KrakenError
 
 app = typer.Typer(
@@ -32,10 +42,11 @@ for command in (
     convert.convert,
 ):
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(bench.app)
 
 # Options that take several values after one flag, as in `--text a.txt b.txt`.
-MANY_VALUED = ("--text",)
+MANY_VALUED = ("--text", "--compare")
 
 
 def _show_version(wanted: bool) -> None:

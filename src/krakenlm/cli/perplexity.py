@@ -2,9 +2,14 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from krakenlm.eval.perplexity import PerplexityResult
 
 
 def perplexity(
@@ -20,6 +25,21 @@ def perplexity(
         int | None,
         typer.Option(help="Tokens a window spans.", show_default="the model's context length"),
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens from one window's beginning to the next one's; less gives more context "
+            "and takes longer.",
+            show_default="one less than the window",
+        ),
+    ] = None,
+    per_document: Annotated[
+        bool,
+        typer.Option(
+            "--per-document",
+            help="Take documents one by one; otherwise windows reach over their ends.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     json: Annotated[
         Path | None,
@@ -27,8 +47,6 @@ def perplexity(
     ] = None,
 ) -> None:
     """Report loss, perplexity and bits per byte of a model on a text."""
-    from rich.table import Table
-
     from krakenlm.console import results
     from krakenlm.eval.perplexity import perplexity as measure
     from krakenlm.files import as_json, whole_file
@@ -37,15 +55,30 @@ def perplexity(
         # Where the file cannot be written is said before the measurement, not after it.
         file = None if json is None else stack.enter_context(whole_file(json))
         result = measure(
-            model, data, batch_size=batch_size, device=device, window=window, split=split
+            model,
+            data,
+            batch_size=batch_size,
+            device=device,
+            window=window,
+            stride=stride,
+            per_document=per_document,
+            split=split,
         )
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_row("loss", f"{result.loss:.4f}", "nats per token")
-        table.add_row("perplexity", f"{result.perplexity:.2f}", "per token")
-        table.add_row("bits per byte", f"{result.bits_per_byte:.4f}", "")
-        table.add_row("tokens", f"{result.tokens:,}", f"predicted in windows of {result.window}")
-        table.add_row("bytes", f"{result.bytes:,}", "of UTF-8 text")
-        results.print(table)  # before the file: a disk that is full by now costs no measurement
+        results.print(_table(result))  # before the file: a full disk costs no measurement
         if file is not None:
             values = {"model": str(model), "data": str(data), **result.to_json()}
             file.write_text(as_json(values), encoding="utf-8")
+
+
+def _table(result: "PerplexityResult") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    how = "document by document" if result.per_document else "documents one after the other"
+    table.add_row("loss", f"{result.loss:.4f}", "nats per token")
+    table.add_row("perplexity", f"{result.perplexity:.2f}", "per token")
+    table.add_row("bits per byte", f"{result.bits_per_byte:.4f}", "")
+    windows = f"predicted in windows of {result.window}, {result.stride} apart, {how}"
+    table.add_row("tokens", f"{result.tokens:,}", windows)
+    table.add_row("bytes", f"{result.bytes:,}", "of UTF-8 text")
+    return table

@@ -1,18 +1,16 @@
 """How well does a model predict a text?
 
-The text is cut into windows of the context length that overlap by one token, so that every token
-but the very first is predicted exactly once.
+The text is cut into windows (see ``krakenlm.eval.windows``), over the whole of it or over each of
+its documents. Every token but the very first is predicted exactly once.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,10 +21,10 @@ from krakenlm.data.tokenizer import encode, load_tokenizer, plain_encoder
 from krakenlm.data.tokens import open_split
 from krakenlm.errors import KrakenError
 from krakenlm.eval.model import check_directory, load_causal_lm, pick_device
+from krakenlm.eval.windows import Window, batches, padded, windows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerplexityResult:
@@ -37,9 +35,12 @@ class PerplexityResult:
         perplexity: ``exp(loss)``.
         bits_per_byte: all nats over ``ln 2`` and the UTF-8 length of the text; unlike the two
             above it compares models with different tokenizers.
-        tokens: how many were predicted: all but the first, the ends of documents included.
+        tokens: how many were predicted, the ends of documents included: all but the first, or all
+            where documents are taken one by one.
         bytes: the UTF-8 length of the text.
         window: tokens a window spans.
+        stride: tokens from the beginning of a window to that of the next one.
+        per_document: whether no window reaches over the end of a document.
     """
 
     loss: float
@@ -48,6 +49,8 @@ class PerplexityResult:
     tokens: int
     bytes: int
     window: int
+    stride: int
+    per_document: bool
 
     def to_json(self) -> dict[str, float | int]:
         """The fields as a dictionary."""
@@ -61,6 +64,8 @@ def perplexity(
     batch_size: int = 4,
     device: str = "auto",
     window: int | None = None,
+    stride: int | None = None,
+    per_document: bool = False,
     split: str = "validation",
 ) -> PerplexityResult:
     """Measure a model's perplexity on prepared tokens or on a text file.
@@ -72,6 +77,10 @@ def perplexity(
         batch_size: windows computed at once.
         device: ``auto``, ``cpu``, ``cuda``, ...
         window: tokens a window spans; the model's context length if not given.
+        stride: tokens from the beginning of a window to that of the next; by default windows
+            overlap by one token, so that each token is computed once. Smaller strides give
+            tokens more context and take longer.
+        per_document: predict each document from nothing but an end-of-text token and itself.
         split: of the prepared directory.
 
     Raises:
@@ -83,12 +92,19 @@ def perplexity(
     check_directory(model)
     target = pick_device(device)
     # The text first: it is quick to refuse, a large model is slow to load.
-    tokens, size = _tokens_of(data, split, model)
+    text = _text_of(data, split, model)
     loaded = load_causal_lm(model, device=target)
     window = _check_window(window, loaded.config, model)
-    _check_tokens(tokens, loaded.config.vocab_size, data, model)
-    nats = sum_of_losses(loaded, tokens, window=window, batch_size=batch_size)
-    predicted = len(tokens) - 1
+    stride = _check_stride(stride, window)
+    _check_tokens(text.tokens, loaded.config.vocab_size, data, model)
+    nats, predicted = sum_of_losses(
+        loaded,
+        text.tokens,
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+        eos_id=text.eos_id if per_document else None,
+    )
     loss = nats / predicted
     if not math.isfinite(loss):
         raise KrakenError(
@@ -98,71 +114,84 @@ def perplexity(
     return PerplexityResult(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),  # beyond, a float overflows
-        bits_per_byte=nats / math.log(2) / size,
+        bits_per_byte=nats / math.log(2) / text.bytes,
         tokens=predicted,
-        bytes=size,
+        bytes=text.bytes,
         window=window,
+        stride=stride,
+        per_document=per_document,
     )
 
 
 @torch.inference_mode()
 def sum_of_losses(
-    model: "PreTrainedModel", tokens: Tokens, *, window: int, batch_size: int
-) -> float:
-    """The negative log-likelihood, in nats, of every token but the first.
+    model: "PreTrainedModel",
+    tokens: Tokens,
+    *,
+    window: int,
+    batch_size: int,
+    stride: int | None = None,
+    eos_id: int | None = None,
+) -> tuple[float, int]:
+    """The negative log-likelihood of tokens in nats, and how many tokens it is of.
 
     Args:
         model: in evaluation mode; it is asked for logits only.
-        tokens: one-dimensional.
-        window: tokens that a window spans; it predicts all but its first.
+        tokens: one-dimensional; the first is not predicted, unless there is an ``eos_id``.
+        window: tokens that a window spans; it sees all but its last.
         batch_size: windows computed at once.
+        stride: tokens between the beginnings of windows; ``window - 1`` if not given.
+        eos_id: the token that ends a document, where documents are taken one by one.
     """
-    total = 0.0
-    count = -(-(len(tokens) - 1) // (window - 1))
+    stride = window - 1 if stride is None else stride
+    windows = windows_of(tokens, window=window, stride=stride, eos_id=eos_id)
+    total, predicted = 0.0, 0
     with progress_bar("loss {task.fields[loss]}") as progress:
-        task = progress.add_task("windows", total=count, loss="-")
-        done = 0
-        for batch_BT in _batches(tokens, window, batch_size):
-            ids_BT = torch.from_numpy(batch_BT.astype(np.int64)).to(model.device)
+        task = progress.add_task("tokens", total=len(tokens) - (eos_id is None), loss="-")
+        for batch in batches(windows, batch_size):
+            ids_BT = torch.from_numpy(padded(tokens, batch, eos_id)).to(model.device)
+            # What fills rows up stands behind their tokens, where causal attention sees it not.
             logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
             # Row by row: a float32 copy of the whole batch's logits would double the memory.
-            losses = [_loss(*pair) for pair in zip(logits_BTV, ids_BT[:, 1:], strict=True)]
-            total += float(torch.stack(losses).sum())
-            done += batch_BT.shape[0] * (batch_BT.shape[1] - 1)
-            progress.update(task, advance=len(batch_BT), loss=f"{total / done:.4f}")
-    return total
+            rows = zip(logits_BTV, ids_BT, batch, strict=True)
+            total += float(torch.stack([_loss(*row) for row in rows]).sum())
+            scored = sum(end - first for _, first, end in batch)
+            predicted += scored
+            progress.update(task, advance=scored, loss=f"{total / predicted:.4f}")
+    return total, predicted
 
 
-def _loss(logits_TV: Tensor, ids_T: Tensor) -> Tensor:
-    each_T = functional.cross_entropy(logits_TV.float(), ids_T, reduction="none")
+def _loss(logits_TV: Tensor, ids_T: Tensor, window: Window) -> Tensor:
+    first, end = window.first - window.start, window.end - window.start
+    each_T = functional.cross_entropy(
+        logits_TV[first - 1 : end - 1].float(), ids_T[first:end], reduction="none"
+    )
     return each_T.double().sum()
 
 
-def _batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[NDArray[Any]]:
-    """Batches of windows; the last window, which may be shorter, comes alone."""
-    stride = window - 1
-    whole = (len(tokens) - 1) // stride
-    for first in range(0, whole, batch_size):
-        starts = range(first, min(first + batch_size, whole))
-        yield np.stack([tokens[start * stride : start * stride + window] for start in starts])
-    if whole * stride < len(tokens) - 1:
-        yield tokens[whole * stride : len(tokens)][None]
+class _Text(NamedTuple):
+    """Token ids, the UTF-8 length of what they say, and the token that ends a document."""
+
+    tokens: Tokens
+    bytes: int
+    eos_id: int
 
 
-def _tokens_of(data: Path, split: str, model: Path) -> tuple[Tokens, int]:
-    """The token ids of ``data`` and the UTF-8 length of its text."""
+def _text_of(data: Path, split: str, model: Path) -> _Text:
     if data.is_dir():
         opened = open_split(data, split, verify=True)
         _note_other_tokenizer(data, model)
-        tokens, size = opened.tokens, opened.info.bytes
+        text = _Text(opened.tokens, opened.info.bytes, opened.manifest.eos_id)
     else:
-        tokens, size = _encode_file(data, model)
-    if len(tokens) < 2 or not size:
-        raise KrakenError(f"{data} has {len(tokens)} tokens: at least 2 are needed to predict one")
-    return tokens, size
+        text = _encode_file(data, model)
+    if len(text.tokens) < 2 or not text.bytes:
+        raise KrakenError(
+            f"{data} has {len(text.tokens)} tokens: at least 2 are needed to predict one"
+        )
+    return text
 
 
-def _encode_file(path: Path, model: Path) -> tuple[NDArray[Any], int]:
+def _encode_file(path: Path, model: Path) -> _Text:
     check_files([path])
     try:
         tokenizer = load_tokenizer(model)
@@ -174,7 +203,7 @@ def _encode_file(path: Path, model: Path) -> tuple[NDArray[Any], int]:
         size += utf8_length(piece.text)
         ids = encode(encoder, [piece.text])[0]
         parts.append(np.array([*ids, tokenizer.eos_token_id] if piece.last else ids, np.uint32))
-    return np.concatenate(parts), size
+    return _Text(np.concatenate(parts), size, tokenizer.eos_token_id)
 
 
 def _note_other_tokenizer(data: Path, model: Path) -> None:
@@ -202,6 +231,17 @@ def _check_window(window: int | None, config: Any, model: Path) -> int:
         fits = "at least 2" if limit is None else f"one from 2 to {limit}, its context length"
         raise KrakenError(f"a window of {window} tokens does not fit {model}: choose {fits}")
     return window
+
+
+def _check_stride(stride: int | None, window: int) -> int:
+    if stride is None:
+        return window - 1
+    if not 1 <= stride < window:
+        raise KrakenError(
+            f"a stride of {stride} tokens does not fit a window of {window}: choose one from 1 to "
+            f"{window - 1}, so that each window scores something and none is left out"
+        )
+    return stride
 
 
 def _check_tokens(tokens: Tokens, vocab_size: int, data: Path, model: Path) -> None:

@@ -1,0 +1,114 @@
+"""``krakenlm eval``: zero-shot scores of a model, beside those of others."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from krakenlm.errors import KrakenError
+
+if TYPE_CHECKING:
+    from krakenlm.eval.report import EvalReport
+
+
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model directory, or the JSON of an earlier run to show again.",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="superglue for all eight, or names such as BoolQ,COPA."),
+    ] = "superglue",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="SuperGLUE's official files, DIR/BoolQ/val.jsonl and so on; without it the data "
+            "comes from the Hub.",
+            show_default=False,
+        ),
+    ] = None,
+    data_files: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="File names to look for in each task's folder; the first is read."
+        ),
+    ] = "val.jsonl",
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Examples of each task at most, the first ones.", show_default="all"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests computed at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the scores as JSON.", show_default=False),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="BASE_JSON...",
+            help="The JSON of earlier runs, for rows above this model's.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Score a model zero-shot on SuperGLUE, with lm-evaluation-harness's prompts and metrics."""
+    from krakenlm.eval.harness import evaluate as ask
+    from krakenlm.eval.official import chosen_tasks
+    from krakenlm.eval.report import EvalReport
+    from krakenlm.files import as_json, whole_file
+
+    chosen = chosen_tasks(tasks)
+    bases = [EvalReport.load(path) for path in compare or ()]
+    if model.is_file():
+        _refuse_json(model, json)
+        _show([*bases, EvalReport.load(model)])
+        return
+    with ExitStack() as stack:
+        # Where the file cannot be written is said before the evaluation, not after it.
+        file = None if json is None else stack.enter_context(whole_file(json))
+        report = ask(
+            model,
+            chosen,
+            data_dir=data_dir,
+            data_files=[name.strip() for name in data_files.split(",")],
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            command=["krakenlm", *sys.argv[1:]],
+        )
+        _show([*bases, report])  # before the file: a full disk costs no evaluation
+        if file is not None:
+            file.write_text(as_json(report.to_json()), encoding="utf-8")
+
+
+def _refuse_json(model: Path, json: Path | None) -> None:
+    if json is not None:
+        raise KrakenError(
+            f"--json {json}: {model} is the JSON of a run already, and nothing is evaluated: "
+            "leave --json out, or give the model's directory"
+        )
+
+
+def _show(reports: Sequence["EvalReport"]) -> None:
+    from rich.console import Console
+
+    from krakenlm.console import results
+    from krakenlm.eval.tables import WIDTH, differences, remarks, score_table
+
+    # A file or a pipe has no width that cells would have to be folded for.
+    console = results if results.is_terminal else Console(width=WIDTH, highlight=False)
+    console.print(score_table(reports))
+    for report in reports:
+        for line in remarks(report):
+            results.print(f"{report.model}: {line}", markup=False)
+    for line in differences(reports):
+        results.print(f"not comparable: {line}", markup=False)

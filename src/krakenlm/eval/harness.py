@@ -1,0 +1,172 @@
+"""SuperGLUE through lm-evaluation-harness: its prompts and metrics, our models."""
+
+import contextlib
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from krakenlm.console import notes
+from krakenlm.environment import Environment
+from krakenlm.errors import KrakenError
+from krakenlm.eval.harness_tasks import Asked, find_files, from_files, from_hub
+from krakenlm.eval.model import check_directory, pick_device
+from krakenlm.eval.official import Task
+from krakenlm.eval.report import Absence, EvalReport, TaskScore
+from krakenlm.parallel.cores import cores_here
+
+if TYPE_CHECKING:
+    from krakenlm.eval.harness_model import KrakenLM
+
+VALIDATION_FILES = ("val.jsonl",)
+
+
+def require_harness() -> None:
+    """Refuse to go on where lm-evaluation-harness is not installed.
+
+    Raises:
+        KrakenError: with the command that installs it.
+    """
+    if find_spec("lm_eval") is None:
+        raise KrakenError(
+            "lm-evaluation-harness, which asks the questions, is not installed: "
+            "pip install 'krakenlm[eval]'"
+        )
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[Task],
+    *,
+    data_dir: str | Path | None = None,
+    data_files: Sequence[str] = VALIDATION_FILES,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    command: Sequence[str] = (),
+) -> EvalReport:
+    """Ask a model the questions of some tasks, zero-shot.
+
+    Args:
+        model: a model directory with a tokenizer.
+        tasks: see ``krakenlm.eval.official.chosen_tasks``.
+        data_dir: the official files, as ``data_dir/TASK/val.jsonl``; without it the harness loads
+            its data from the Hugging Face Hub. A task without a file is reported as absent.
+        data_files: names to look for in each task's folder; the first that is there is read.
+        limit: examples of each task at most, the first ones; all if not given.
+        batch_size: requests computed at once.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        command: what was typed, for the report.
+
+    Raises:
+        KrakenError: harness, model or data are missing or damaged, or no task has a file.
+    """
+    _check_numbers(limit, batch_size)
+    check_directory(Path(model))
+    target = pick_device(device)
+    absent: tuple[Absence, ...] = ()
+    files: list[tuple[Task, Path]] = []
+    if data_dir is not None:
+        files, absent = find_files(tasks, Path(data_dir), data_files)
+    require_harness()
+    with tempfile.TemporaryDirectory(prefix="krakenlm-eval-") as scratch, _quiet_harness(files):
+        # The questions first: they are quick to refuse, a large model is slow to load.
+        asked = from_files(files, Path(scratch)) if files else from_hub(tasks)
+        from krakenlm.eval.harness_model import KrakenLM
+
+        lm = KrakenLM(str(model), device=str(target), batch_size=batch_size)
+        scores = _scores(lm, asked, limit)
+    return EvalReport(
+        model=str(model),
+        parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
+        dtype=str(lm.model.dtype).removeprefix("torch."),
+        context=lm.max_length,
+        scores=scores,
+        absent=absent,
+        limit=limit or 0,
+        batch_size=batch_size,
+        lm_eval=version("lm_eval"),
+        datasets=version("datasets"),
+        environment=_environment(target),
+        command=tuple(command),
+    )
+
+
+def _check_numbers(limit: int | None, batch_size: int) -> None:
+    if batch_size < 1:
+        raise KrakenError(f"batch size {batch_size} cannot work: choose at least 1")
+    if limit is not None and limit < 2:
+        raise KrakenError(
+            f"a limit of {limit} cannot work: a score and its standard error need 2 examples or "
+            "more; leave --limit out for all"
+        )
+
+
+def _environment(device: torch.device) -> Environment:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return Environment.here(cores=len(cores_here()), gpu=gpu)
+
+
+def _scores(lm: "KrakenLM", asked: Sequence[Asked], limit: int | None) -> tuple[TaskScore, ...]:
+    scores = []
+    for index, each in enumerate(asked, 1):
+        notes.print(f"{each.task.name}, task {index} of {len(asked)}", markup=False)
+        scores.append(_score(lm, each, limit))
+    return tuple(scores)
+
+
+def _score(lm: "KrakenLM", asked: Asked, limit: int | None) -> TaskScore:
+    from lm_eval.evaluator import evaluate as ask
+
+    before, name = lm.truncated, asked.task.harness
+    found = ask(lm=lm, task_dict=asked.loaded, limit=limit, log_samples=False)
+    metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in found["results"][name].items():
+        metric, filtered, _ = key.partition(",")
+        if not filtered or not isinstance(value, int | float):
+            continue  # the task's name; a standard error that the harness has no formula for
+        if metric.endswith("_stderr"):
+            errors[metric.removesuffix("_stderr")] = float(value)
+        else:
+            metrics[metric] = float(value)
+    return TaskScore(
+        task=asked.task.name,
+        metric=asked.task.metric,
+        metrics=metrics,
+        standard_errors=errors,
+        examples=found["n-samples"][name]["effective"],
+        truncated=lm.truncated - before,
+        source=asked.source,
+        sha256=asked.sha256,
+        harness_task=name,
+        harness_version=str(found["versions"][name]),
+    )
+
+
+@contextlib.contextmanager
+def _quiet_harness(files: Sequence[object]) -> Iterator[None]:
+    """Keep chatter off the terminal; what the harness prints is no result of ours.
+
+    Bars of ``datasets`` show downloads. Where there are files, nothing is downloaded.
+    """
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logger, shown = logging.getLogger("lm_eval"), not are_progress_bars_disabled()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    if files:
+        disable_progress_bars()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            enable_progress_bars()

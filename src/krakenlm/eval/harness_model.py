@@ -1,0 +1,89 @@
+"""How does lm-evaluation-harness load and ask a model of ours?
+
+Importing this module needs ``lm_eval`` and makes the harness know ``--model krakenlm``. Harnesses
+that look for plugins find the class without it, through the package's entry point.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.errors import KrakenError
+from krakenlm.eval.model import load_causal_lm, pick_device
+
+_Request = tuple[Any, list[int], list[int]]
+
+
+@register_model("krakenlm")
+class KrakenLM(HFLM):  # type: ignore[misc]
+    """The harness's own Transformers model, loaded the way this project loads models.
+
+    That is: safetensors only, no code from the folder, and an error where weights and
+    configuration do not fit instead of random numbers in the gaps.
+
+    Attributes:
+        truncated: requests so far that were longer than the context, so that the harness left out
+            the beginning of theirs.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = 64,
+        max_length: int | None = None,
+        add_bos_token: bool = False,
+        softmax_dtype: str | None = None,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            pretrained: a model directory with a tokenizer.
+            device: ``cpu``, ``cuda``, ...; a GPU where there is one if not given.
+            dtype: ``auto`` is that of the weights.
+            batch_size: requests computed at once, or ``auto``.
+            max_batch_size: what ``auto`` tries first.
+            max_length: tokens a request may have; the model's context length if not given.
+            add_bos_token: begin each request with the tokenizer's first token.
+            softmax_dtype: that log-likelihoods are computed in; that of the logits if not given.
+
+        Raises:
+            KrakenError: no such device or number format, or not a whole model.
+        """
+        model = load_causal_lm(pretrained, device=pick_device(device or "auto"))
+        super().__init__(
+            pretrained=model if dtype == "auto" else model.to(_dtype_named(dtype)),
+            tokenizer=load_tokenizer(pretrained),
+            backend="causal",
+            batch_size=batch_size,
+            max_batch_size=max_batch_size,
+            max_length=max_length,
+            add_bos_token=add_bos_token,
+            softmax_dtype=softmax_dtype,
+        )
+        self.truncated = 0
+
+    def _loglikelihood_tokens(self, requests: Sequence[_Request], *args: Any, **kwargs: Any) -> Any:
+        for _, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise KrakenError(
+                    f"an answer of {len(continuation)} tokens does not fit the context of "
+                    f"{self.max_length}: evaluate a model with a longer one, or leave the task out"
+                )
+            # The last token is only predicted, not seen.
+            self.truncated += len(context) + len(continuation) > self.max_length + 1
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
+def _dtype_named(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise KrakenError(f"dtype={name} is no number format: choose float32, bfloat16 or float16")
+    return dtype
