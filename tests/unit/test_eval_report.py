@@ -92,7 +92,7 @@ def test_what_is_absent_says_so_and_the_mean_is_over_what_all_rows_have():
         ["a", "80.0 ± 4.0", "absent", "50.0 ± 5.0", "80.0 ± 4.0"],
     ]
     assert remarks(one) == ["WSC is absent: WSC holds no val.jsonl"]
-    assert "of ReCoRD f1" in str(score_table([one]).caption)
+    assert "(ReCoRD: f1)" in str(score_table([one]).caption)
 
 
 def test_rows_without_a_common_task_have_no_mean():
@@ -102,10 +102,12 @@ def test_rows_without_a_common_task_have_no_mean():
 
 
 def test_remarks_name_limits_and_lost_contexts():
-    found = remarks(report(score("BoolQ", 0.6, truncated=3), score("CB", 0.1), limit=5))
-    assert len(found) == 2
+    other = score("COPA", 0.1, source="COPA/train.jsonl")
+    found = remarks(report(score("BoolQ", 0.6, truncated=3), score("CB", 0.1), other, limit=5))
+    assert len(found) == 3
     assert found[0].startswith("BoolQ: 3 requests were longer than the context of 64 tokens")
-    assert found[1].startswith("at most 5 examples")
+    assert found[1] == "COPA: the examples are those of COPA/train.jsonl, not the validation set"
+    assert found[2].startswith("at most 5 examples")
 
 
 def test_differences_that_make_rows_unfit_to_compare_are_named():

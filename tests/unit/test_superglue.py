@@ -13,7 +13,7 @@ import superglue_files
 import tiny
 from krakenlm.data.tokenizer import load_tokenizer, train_tokenizer
 from krakenlm.errors import KrakenError
-from krakenlm.eval import harness
+from krakenlm.eval import harness, harness_tasks
 from krakenlm.eval.harness_tasks import from_files
 from krakenlm.eval.model import load_causal_lm
 from krakenlm.eval.official import TASKS, chosen_tasks, read_examples
@@ -246,8 +246,15 @@ def test_without_the_hub_one_line_names_the_alternative(cli, monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
+    arguments = ("model", "--tasks", "WiC,COPA")
+    monkeypatch.setattr(harness_tasks, "hub_answers", lambda: False)
+    unreachable = cli(*arguments)
+    assert unreachable.code == 2
+    assert "the Hugging Face Hub" in unreachable.complaints[0]
+    assert "--data-dir DIR" in unreachable.complaints[0]
+    monkeypatch.setattr(harness_tasks, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    outcome = cli("model", "--tasks", "WiC,COPA")
+    outcome = cli(*arguments)
     assert outcome.code == 2
     assert "COPA cannot be loaded from the Hugging Face Hub" in outcome.complaints[0]
     assert "--data-dir DIR" in outcome.complaints[0]
@@ -263,6 +270,7 @@ def test_what_the_hub_gives_is_asked_in_the_same_way(made, report, monkeypatch):
         rows = read_examples(made / "data/WiC/val.jsonl", TASKS["WiC"]).rows
         return {split: datasets.Dataset.from_list(rows) for split in ("train", "validation")}
 
+    monkeypatch.setattr(harness_tasks, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
     found = harness.evaluate(made / "model", chosen_tasks("WiC"), device="cpu")
     (path, name), score = wanted[0], found.score_of("WiC")

@@ -17,14 +17,12 @@ from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.eval.harness_tasks import Asked, find_files, from_files, from_hub
 from krakenlm.eval.model import check_directory, pick_device
-from krakenlm.eval.official import Task
+from krakenlm.eval.official import VALIDATION_FILE, Task
 from krakenlm.eval.report import Absence, EvalReport, TaskScore
 from krakenlm.parallel.cores import cores_here
 
 if TYPE_CHECKING:
     from krakenlm.eval.harness_model import KrakenLM
-
-VALIDATION_FILES = ("val.jsonl",)
 
 
 def require_harness() -> None:
@@ -45,7 +43,7 @@ def evaluate(
     tasks: Sequence[Task],
     *,
     data_dir: str | Path | None = None,
-    data_files: Sequence[str] = VALIDATION_FILES,
+    data_files: Sequence[str] = (VALIDATION_FILE,),
     limit: int | None = None,
     batch_size: int = 8,
     device: str = "auto",

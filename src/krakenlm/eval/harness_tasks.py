@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenlm.console import notes
+from krakenlm.data.tokenizer import _hub_answers as hub_answers
 from krakenlm.errors import KrakenError
 from krakenlm.eval.official import Examples, Task, find_file, read_examples
 from krakenlm.eval.report import Absence
@@ -40,6 +41,14 @@ def from_hub(tasks: Sequence[Task]) -> list[Asked]:
     Raises:
         KrakenError: the Hub cannot be reached, or does not have it.
     """
+    import datasets
+
+    if not (datasets.config.HF_HUB_OFFLINE or hub_answers()):
+        raise KrakenError(
+            "the Hugging Face Hub, where the tasks' data is, cannot be reached: check the network "
+            "(HF_HUB_OFFLINE=1 takes what was downloaded before), or give SuperGLUE's official "
+            "files, --data-dir DIR"
+        )
     manager = _manager(_definitions())
     asked = []
     for task in tasks:

@@ -14,6 +14,9 @@ from typing import Any
 
 from krakenlm.errors import KrakenError
 
+VALIDATION_FILE = "val.jsonl"
+"""What the official archive calls the labelled examples that models are compared on."""
+
 Row = dict[str, Any]
 _Rows = Callable[[Mapping[str, Any]], Iterable[Row]]
 

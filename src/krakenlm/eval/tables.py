@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from krakenlm.eval.official import TASKS
+from krakenlm.eval.official import TASKS, VALIDATION_FILE
 from krakenlm.eval.report import EvalReport, TaskScore
 
 ABSENT = "absent"
@@ -44,6 +44,11 @@ def remarks(report: EvalReport) -> list[str]:
         f"{report.context} tokens and lost their beginning"
         for score in report.scores
         if score.truncated
+    ]
+    lines += [
+        f"{score.task}: the examples are those of {score.source}, not the validation set"
+        for score in report.scores
+        if score.sha256 and score.source != f"{score.task}/{VALIDATION_FILE}"
     ]
     if report.limit:
         lines.append(f"at most {report.limit} examples of each task: no score to be published")
@@ -96,9 +101,7 @@ def _per_cent(value: float, error: float | None) -> str:
 
 def _caption(reports: Sequence[EvalReport]) -> str:
     metrics = {score.task: score.metric for report in reports for score in report.scores}
-    others = [f"of {task} {metric}" for task, metric in metrics.items() if metric != "acc"]
+    others = [f"{task}: {metric}" for task, metric in metrics.items() if metric != "acc"]
+    measure = "accuracy" + (f" ({', '.join(others)})" if others else "")
     versions = ", ".join(sorted({report.lm_eval for report in reports}))
-    return (
-        f"per cent ± standard error: {', '.join(['accuracy', *others])}; prompts and metrics of "
-        f"lm_eval {versions}"
-    )
+    return f"{measure} in per cent ± standard error; prompts and metrics of lm_eval {versions}"
