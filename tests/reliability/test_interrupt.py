@@ -21,6 +21,7 @@ import tiny
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.train.run_folder import RunFolder, step_of
 
 pytestmark = [pytest.mark.reliability, pytest.mark.dist]
 
@@ -200,6 +201,28 @@ def test_a_signal_while_training_and_saving(start, tmp_path, tiny_data, number, 
     checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
     assert 1 <= len(checkpoints) <= 2
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.013, 0.029, 0.041])
+def test_a_kill_at_any_moment_leaves_the_last_good_checkpoint(start, tmp_path, tiny_data, seconds):
+    """It saves at every step, so that most moments are in the middle of a save."""
+    running = training(start, tmp_path, tiny_data)
+    time.sleep(seconds)
+    running.stop()
+    run = RunFolder(tmp_path / "run")
+    last = run.last_checkpoint()
+    assert last is not None and not run.is_running
+    for path in last.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+    begun = int(last.name.partition("-")[2])
+    again = start("train", "recipe.toml")
+    again.wait_for(lambda: f"going on from {last.name}" in again.terminal)
+    again.wait_for(lambda: step_of(run.last_checkpoint() or last) > begun)
+    again.send(signal.SIGTERM)
+    assert again.end() == 143
+    assert_nothing_half_written(tmp_path / "run")
+    assert "saved: the same command goes on from there" in again.terminal
 
 
 @pytest.mark.parametrize(

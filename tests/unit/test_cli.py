@@ -716,7 +716,7 @@ def test_every_way_to_say_that_the_disk_is_full(cli, tmp_path, tiny_data, monkey
     def full(self, output_dir, **kwargs):
         raise error
 
-    monkeypatch.setattr("krakenlm.train.trainer._Trainer.save_model", full)
+    monkeypatch.setattr("krakenlm.train.loop.LoopTrainer.save_model", full)
     outcome = cli("train", write_recipe(tmp_path, tiny_data, steps=1))
     assert_refused(outcome, "cannot write", "free some", progress=True)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}

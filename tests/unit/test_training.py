@@ -1,9 +1,11 @@
 """Training by recipe: it learns, it leaves whole files, it goes on where it stopped."""
 
-import importlib
 import json
+import math
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from krakenlm.data.tokens import open_split, prepare
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.train import callbacks, checks
 from krakenlm.train import trainer as trainer_module
+from krakenlm.train.loop import LoopTrainer
 from krakenlm.train.recipe import Recipe, Training
 from krakenlm.train.run_folder import RunFolder
 from krakenlm.train.trainer import train
@@ -50,7 +54,10 @@ def recipe(tiny_data: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 
 def history(run: RunFolder) -> dict:
-    return json.loads(run.history.read_text())
+    """What does not depend on the machine."""
+    found = json.loads(run.history.read_text())
+    assert found.pop("speed")["seconds"] > 0
+    return found
 
 
 def losses(run: RunFolder) -> list[float]:
@@ -147,7 +154,7 @@ def test_matrices_and_embeddings_decay_norms_and_biases_do_not(recipe, wiring):
         wiring=wiring, num_sublayers=sublayers, bias=True, tie_word_embeddings=False
     )
     decayed = set(
-        trainer_module._Trainer.get_decay_parameter_names(
+        LoopTrainer.get_decay_parameter_names(
             None, KrakenForCausalLM(KrakenConfig.from_model_config(model))
         )
     )
@@ -192,7 +199,9 @@ def test_the_optimizer_gets_these_groups(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dropout": 0.2}, {"gradient_accumulation": 2}], ids=["plain", "dropout", "acc"]
+    "options",
+    [{}, {"dropout": 0.2}, {"gradient_accumulation": 2}, {"log_every": 4}],
+    ids=["plain", "dropout", "acc", "between-logs"],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(recipe, monkeypatch, options):
     options = dict(options)
@@ -229,7 +238,7 @@ def test_an_interruption_before_the_first_checkpoint_begins_anew(recipe, monkeyp
 def test_an_interruption_while_the_model_is_saved_leaves_no_half_of_it(recipe, monkeypatch):
     settings = {"steps": 4, "save_every": 2}
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Trainer, "save_model", lambda *_, **__: interrupt())
+        patch.setattr(LoopTrainer, "save_model", lambda *_, **__: interrupt())
         with pytest.raises(KeyboardInterrupt):
             train(recipe(**settings))
     run = RunFolder(recipe().output)
@@ -256,14 +265,14 @@ def test_partial_checkpoints_are_removed_and_never_used(recipe, monkeypatch):
     """A save that is cut short (here: Ctrl-C before its end) leaves no mark, and so no folder."""
     settings = {"steps": 6, "save_every": 2}
     with monkeypatch.context() as patch:
-        original = trainer_module._Trainer._save_rng_state
+        original = LoopTrainer._save_rng_state
 
         def cut_short(self, output_dir):
             if self.state.global_step == 4:
                 raise KeyboardInterrupt
             original(self, output_dir)
 
-        patch.setattr(trainer_module._Trainer, "_save_rng_state", cut_short)
+        patch.setattr(LoopTrainer, "_save_rng_state", cut_short)
         with pytest.raises(KeyboardInterrupt):
             train(recipe(**settings))
     run = RunFolder(recipe().output)
@@ -368,19 +377,54 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe, monk
         trainer_module, "_make_trainer", lambda *args: made.append(make(*args)) or made[-1]
     )
     at_step(monkeypatch, 3, poison)
-    with pytest.raises(KrakenError, match=r"step 4: loss is nan: lower learning_rate"):
+    with pytest.raises(
+        KrakenError, match=r"step 4: loss is nan: lower learning_rate.*checkpoint-2 \(step 2\)"
+    ):
         train(recipe(**settings))
     run = RunFolder(recipe().output)
     assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
     assert not run.model.exists() and nothing_half_written(run)
 
 
+def spoil(monkeypatch, step: int, value: float) -> None:
+    """Let a weight be no number behind a step, before anything is saved."""
+    make = trainer_module._make_trainer
+
+    def with_spoiler(*arguments):
+        made = make(*arguments)
+
+        def when(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                made.model.model.norm.weight.data[0, 0] = value
+
+        made.add_callback(type("_Spoiler", (TrainerCallback,), {"on_step_end": when})())
+        return made
+
+    monkeypatch.setattr(trainer_module, "_make_trainer", with_spoiler)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(recipe, monkeypatch):
+    """The loss of the step itself was fine, and the next would be looked at too late."""
+    spoil(monkeypatch, 4, math.inf)
+    with pytest.raises(KrakenError, match=r"step 4: a weight is nan.*checkpoint-2 \(step 2\)"):
+        train(recipe(steps=8, save_every=2, log_every=8))
+    run = RunFolder(recipe().output)
+    assert run.last_checkpoint().name == "checkpoint-2"
+    assert nothing_half_written(run)
+
+
+def test_the_step_is_named_also_where_losses_are_logged_seldom(recipe, monkeypatch):
+    spoil(monkeypatch, 3, math.nan)
+    with pytest.raises(KrakenError, match=r"step 4: loss is nan.*there is no checkpoint before"):
+        train(recipe(steps=8, log_every=8))
+
+
 def test_the_progress_bar_is_taken_down_however_training_ends(recipe, monkeypatch):
     """A bar that stays would hide the cursor of the terminal and refuse the next one."""
     stopped = []
-    stop = trainer_module._Display.stop
+    stop = callbacks.Display.stop
     monkeypatch.setattr(
-        trainer_module._Display,
+        callbacks.Display,
         "stop",
         lambda self: (stopped.append(self._progress is not None), stop(self)),
     )
@@ -390,13 +434,12 @@ def test_the_progress_bar_is_taken_down_however_training_ends(recipe, monkeypatc
     assert any(stopped)
 
 
-def test_without_tensorboard_the_extra_is_named(recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
-    with pytest.raises(KrakenError, match=re.escape("pip install 'krakenlm[tensorboard]'")):
-        train(recipe(tensorboard=True))
+@pytest.mark.parametrize("extra", ["tensorboard", "wandb"])
+def test_what_a_report_needs_is_named(recipe, monkeypatch, tmp_path, extra):
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(KrakenError, match=re.escape(f"pip install 'krakenlm[{extra}]'")):
+        train(recipe(**{extra: True}))
     assert not (tmp_path / "run").exists()
-    monkeypatch.undo()
-    assert trainer_module.find_spec is importlib.util.find_spec
 
 
 def test_without_a_gpu_cuda_is_refused_and_the_folder_stays_free(recipe, tmp_path):
@@ -469,16 +512,62 @@ def test_a_damaged_checkpoint_is_refused_with_a_way_out(recipe, monkeypatch, dam
 
 def test_all_wirings_see_the_same_tokens_in_the_same_order(recipe, monkeypatch):
     seen = []
-    step = trainer_module._Trainer.training_step
+    step = LoopTrainer.training_step
 
     def recorded(self, model, inputs, *args, **kwargs):
         seen[-1].append(inputs["input_ids"].clone())
         return step(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module._Trainer, "training_step", recorded)
+    monkeypatch.setattr(LoopTrainer, "training_step", recorded)
     for name, model in (("kraken", KRAKEN), ("standard", STANDARD)):
         seen.append([])
         train(recipe(model, output=name, steps=4))
     assert len(seen[0]) == 4
     assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
     assert not torch.equal(seen[0][0], seen[0][1])
+
+
+def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    recipe, monkeypatch, own_signals
+):
+    settings = {"steps": 8, "log_every": 3}
+    whole = train(recipe(output="whole", **settings))
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended:
+            train(recipe(output="stopped", **settings))
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    stopped = RunFolder(recipe(output="stopped").output)
+    assert stopped.last_checkpoint().name == "checkpoint-5"
+    assert not stopped.model.exists() and nothing_half_written(stopped)
+    again = train(recipe(output="stopped", **settings))
+    assert history(again) == history(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(again)[name], tensor), name
+
+
+def test_a_run_in_use_is_left_alone(recipe):
+    run = train(recipe(steps=2))
+    shutil.rmtree(run.model)
+    assert not run.is_running
+    with run.held():
+        assert run.is_running
+        for restart in (False, True):
+            with pytest.raises(KrakenError, match="another process trains here"):
+                train(recipe(steps=2), restart=restart)
+    assert not run.is_running
+    assert train(recipe(steps=2)).finished
+
+
+def test_the_history_can_be_read_while_the_run_lasts(recipe, monkeypatch):
+    monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_HISTORIES", 0.0)
+    run = RunFolder(recipe().output)
+    seen = []
+    at_step(monkeypatch, 6, lambda: seen.append(json.loads(run.history.read_text())))
+    train(recipe(steps=8))
+    assert [entry["step"] for entry in seen[0]["training"]] == [1, 2, 3, 4, 5]
+    assert seen[0]["speed"]["tokens_per_second"] > 0
+    assert seen[0]["speed"]["seconds_left"] > 0
+    assert "mfu" not in seen[0]["speed"]  # nobody knows what this CPU could do

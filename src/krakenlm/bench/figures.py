@@ -42,13 +42,14 @@ def draw_losses(histories: Mapping[str, Mapping[str, Any]], target: Path) -> Non
     """Training and validation loss over tokens, a line each model.
 
     Args:
-        histories: by label, what ``history.json`` of a run holds.
+        histories: by label, what ``history.json`` of a run holds; a label that begins with a wiring
+            has its colour.
         target: the PNG.
     """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for label, history in histories.items():
-        colour = WIRING_COLOURS[label.split()[0]]
+    for index, (label, history) in enumerate(histories.items()):
+        colour = WIRING_COLOURS.get(label.split()[0], f"C{index}")
         for part, style in (("training", {"alpha": 0.45}), ("validation", {"marker": "o"})):
             entries = history[part]
             tokens = [entry["step"] * history["tokens_per_step"] for entry in entries]

@@ -13,6 +13,7 @@ import typer
 
 from krakenlm.cli import (
     bench,
+    compare,
     convert,
     demo,
     derive,
@@ -20,6 +21,7 @@ from krakenlm.cli import (
     generate,
     perplexity,
     prepare,
+    runs,
     train,
 )
 from krakenlm.errors import KrakenError
@@ -37,6 +39,8 @@ for command in (
     derive.derive,
     prepare.prepare,
     train.train,
+    runs.runs,
+    compare.compare,
     perplexity.perplexity,
     generate.generate,
     convert.convert,

@@ -4,6 +4,7 @@ from krakenlm.config.costs import (
     allreduce_bytes_per_token,
     count_parameters,
     kv_cache_bytes_per_token,
+    training_flops_per_token,
 )
 from krakenlm.config.derivation import Rule, derive, relative_difference
 from krakenlm.config.model_config import (
@@ -32,4 +33,5 @@ __all__ = [
     "model_config",
     "relative_difference",
     "size_names",
+    "training_flops_per_token",
 ]

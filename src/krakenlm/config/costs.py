@@ -31,6 +31,24 @@ def allreduce_bytes_per_token(config: ModelConfig, bytes_per_element: int = 2) -
     return sums * config.hidden_size * bytes_per_element
 
 
+def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """FLOPs of forward and backward pass for one token: 6 N + 12 L A T (PaLM, arXiv 2204.02311).
+
+    ``N`` are the parameters in products, so without tables that are only looked up; ``A`` is the
+    attention width over all sub-layers. Masked scores count, as is customary.
+
+    Args:
+        config: the model.
+        sequence_length: T, tokens of a sequence.
+    """
+    looked_up = config.max_position_embeddings if config.position == "learned" else 0
+    if not config.tie_word_embeddings:
+        looked_up += config.vocab_size
+    multiplied = count_parameters(config) - looked_up * config.hidden_size
+    attention = 12 * config.num_hidden_layers * config.attention_width * sequence_length
+    return 6.0 * multiplied + attention
+
+
 def _layer_parameters(config: ModelConfig) -> int:
     d, n, f = config.hidden_size, config.num_sublayers, config.ffn_dim
     query = config.heads_per_sublayer * config.head_dim

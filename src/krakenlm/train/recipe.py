@@ -5,7 +5,7 @@ Unknown keys are refused, and the resolved recipe, every default filled in, is s
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,9 @@ from typing import Any, Literal
 from krakenlm.config import ModelConfig, Rule, derive, model_config
 from krakenlm.errors import KrakenError
 from krakenlm.strict import check_types, from_plain, refuse_unknown
+
+# The one key with a name that everybody types.
+_SHORT_NAMES = {"training.lr": "training.learning_rate"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +34,9 @@ class Training:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: sequences of one forward pass.
-        gradient_accumulation: forward passes of one step.
+        batch_size: sequences of one forward pass at most; with ``gradient_accumulation`` it says
+            how many a step learns from, on however many processes.
+        gradient_accumulation: forward passes of one step, on one process.
         sequence_length: tokens of a sequence; 0 is the model's context.
         learning_rate: at the top of the schedule.
         min_learning_rate_ratio: what the cosine falls to, as a share of ``learning_rate``.
@@ -43,6 +47,8 @@ class Training:
         max_grad_norm: gradients are clipped to this norm.
         precision: ``auto`` computes in bfloat16 where the device has it; weights stay float32.
         device: ``auto`` uses a GPU where there is one.
+        parallel: what several processes, started by torchrun or accelerate, divide: ``ddp`` the
+            sequences of a step; ``fsdp`` also weights, gradients and optimizer state.
         gradient_checkpointing: recompute activations instead of keeping them.
         compile: run the model through ``torch.compile``.
         seed: of initial weights, order of the data and dropout.
@@ -51,7 +57,8 @@ class Training:
         eval_batches: batches that a validation loss is taken from.
         save_every: steps between checkpoints; 0 is none, so an interrupted run starts over.
         keep_checkpoints: how many to keep.
-        tensorboard: also write TensorBoard files.
+        tensorboard: also write TensorBoard files, below ``checkpoints``.
+        wandb: also report to Weights & Biases.
     """
 
     steps: int
@@ -67,6 +74,7 @@ class Training:
     max_grad_norm: float = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     gradient_checkpointing: bool = False
     compile: bool = False
     seed: int = 0
@@ -76,6 +84,7 @@ class Training:
     save_every: int = 0
     keep_checkpoints: int = 2
     tensorboard: bool = False
+    wandb: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -127,13 +136,17 @@ class Recipe:
         }
 
 
-def read_recipe(path: Path, vocab_size_of: Callable[[Path], int]) -> Recipe:
+def read_recipe(
+    path: Path, vocab_size_of: Callable[[Path], int], overrides: Sequence[str] = ()
+) -> Recipe:
     """Read a TOML recipe.
 
     Args:
         path: the file. Relative folders in it are relative to the working directory.
         vocab_size_of: a function from the data folder to its vocabulary's size, used where the
             recipe does not fix ``vocab_size``.
+        overrides: ``KEY=VALUE`` each, in place of what the file says: dotted keys such as
+            ``training.steps``, and values as TOML writes them, where a plain word needs no quotes.
 
     Raises:
         KrakenError: the file, a key or a value is wrong; the message names it.
@@ -148,10 +161,35 @@ def read_recipe(path: Path, vocab_size_of: Callable[[Path], int]) -> Recipe:
         raise KrakenError(f"cannot read {path}: {error.strerror}: give a recipe file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise KrakenError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
     try:
         return _resolve(values, vocab_size_of)
     except KrakenError as error:
-        raise KrakenError(f"{path}: {error}") from error
+        shown = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+        raise KrakenError(f"{shown}: {error}") from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Put one ``KEY=VALUE`` into the tables; whether the key is known is asked afterwards."""
+    key, equals, text = override.partition("=")
+    *tables, name = _SHORT_NAMES.get(key.strip(), key.strip()).split(".")
+    if not equals or not all([*tables, name]):
+        raise KrakenError(f"--set {override}: needs KEY=VALUE, such as training.steps=100")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise KrakenError(f"--set {override}: {table} is no table: leave out what follows it")
+    values[name] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """A value as TOML writes it; what is none, such as a folder without quotes, is text."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
 
 
 def model_from_table(table: Mapping[str, Any]) -> ModelConfig:

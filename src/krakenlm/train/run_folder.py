@@ -4,13 +4,18 @@
 
     RUN/recipe.json        the resolved recipe, and the sha256 of the tokens it stands for
     RUN/checkpoints/       Trainer's checkpoints; only those marked complete are used
-    RUN/history.json       losses over steps
+    RUN/history.json       losses over steps, and speed; written now and then while training lasts
     RUN/model/             the trained model with its tokenizer, once training is over
 """
 
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +55,51 @@ class RunFolder:
         """Whether the model is trained."""
         return self.model.is_dir() and self.history.is_file()
 
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe, as JSON."""
+        return self.path / "recipe.json"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process on this machine, or on one that shares its locks, trains here now."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # a file system without locks
+        finally:
+            os.close(handle)
+        return False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training here; the system lets go when this one ends.
+
+        Raises:
+            KrakenError: another process trains here.
+        """
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            for wait in (0.05,) * 10 + (0.0,):  # whoever only looks holds it for a moment
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not wait:
+                        raise self._busy() from None
+                    time.sleep(wait)
+                except OSError:
+                    break  # a file system without locks
+            yield
+        finally:
+            os.close(handle)
+
     def claim(self, recipe: Recipe, manifest: Manifest, *, restart: bool) -> None:
         """Take the folder for this recipe and these tokens, or refuse one that others made.
 
@@ -59,11 +109,13 @@ class RunFolder:
             restart: discard the run that is there.
 
         Raises:
-            KrakenError: the folder belongs to another recipe, or holds something else.
+            KrakenError: the folder belongs to another recipe, is in use, or holds something else.
         """
         resolved = json.loads(json.dumps({**recipe.to_dict(), _DATA: _identity(manifest)}))
-        file = self.path / "recipe.json"
-        found = _read_recipe(file)
+        file = self.recipe_file
+        found = resolved_recipe(file)
+        if found is not None and self.is_running:
+            raise self._busy()
         if found is None:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise KrakenError(
@@ -105,13 +157,16 @@ class RunFolder:
         for path in (self.checkpoints, self.model):
             shutil.rmtree(path, ignore_errors=True)
         self.history.unlink(missing_ok=True)
-        (self.path / "recipe.json").unlink()
+        self.recipe_file.unlink()
+
+    def _busy(self) -> KrakenError:
+        return KrakenError(f"{self.path}: another process trains here: wait, or stop it first")
 
     def _all_checkpoints(self) -> list[Path]:
         return [path for path in self.checkpoints.glob("checkpoint-*") if path.is_dir()]
 
 
-def _read_recipe(path: Path) -> dict[str, Any] | None:
+def resolved_recipe(path: Path) -> dict[str, Any] | None:
     """What ``claim`` wrote; None where the file is missing or another program's."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,109 +1,185 @@
-"""Training with Hugging Face's Trainer: what it is told, and what it tells."""
+"""Training with Hugging Face's Trainer: a recipe becomes a run, a run becomes a model."""
 
-import math
-import time
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress, TaskID
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedModel,
     PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.utils import logging as transformers_logging
 
 import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
-from krakenlm.config import MODEL_TYPE, ModelConfig, count_parameters
-from krakenlm.console import notes, progress_bar
+from krakenlm.config import MODEL_TYPE, ModelConfig, count_parameters, training_flops_per_token
+from krakenlm.console import notes
+from krakenlm.data.manifest import Manifest
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
-from krakenlm.errors import KrakenError
 from krakenlm.files import disk_errors, whole_directory, write_json
+from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
+from krakenlm.train.checks import check_checkpoint, check_machine, sequence_length
+from krakenlm.train.history import History
+from krakenlm.train.loop import LoopTrainer, seconds_before
+from krakenlm.train.meter import Meter, peak_flops_here
+from krakenlm.train.ranks import Ranks, joined, share
 from krakenlm.train.recipe import Recipe, Training
 from krakenlm.train.run_folder import RunFolder, step_of
+from krakenlm.train.sharding import fsdp_settings
 
 
 class Windows(Dataset[dict[str, torch.Tensor]]):
-    """Consecutive windows of a token file, each a training sequence."""
+    """Consecutive windows of a split's tokens, each a training sequence.
 
-    def __init__(self, tokens: Tokens, length: int) -> None:
+    Args:
+        tokens: one-dimensional; a slice of them is an array.
+        length: of a window.
+        limit: windows at most; 0 is all.
+    """
+
+    def __init__(self, tokens: Tokens, length: int, limit: int = 0) -> None:
         self._tokens = tokens
         self._length = length
+        whole = len(tokens) // length
+        self._count = min(whole, limit) if limit else whole
 
     def __len__(self) -> int:
-        return len(self._tokens) // self._length
+        return self._count
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         start = index * self._length
-        window = self._tokens[start : start + self._length].astype(np.int64)
-        ids_T = torch.from_numpy(window)
+        window = self._tokens[start : start + self._length]
+        ids_T = torch.from_numpy(np.asarray(window, dtype=np.int64))
         return {"input_ids": ids_T, "labels": ids_T}
 
 
 def train(recipe: Recipe, *, restart: bool = False) -> RunFolder:
     """Train a model, or go on where an interrupted run stopped; a finished run is left alone.
 
+    Under torchrun or ``accelerate launch`` all processes train together. On SIGTERM the step is
+    finished, a checkpoint saved, and the process ends with code 143.
+
     Raises:
-        KrakenError: data and model do not fit, the folder belongs to another recipe, the disk is
-            full, or the loss stopped being finite.
+        KrakenError: data and model do not fit, the folder belongs to another recipe or is in use,
+            the disk is full, or the loss stopped being finite.
     """
     run = RunFolder(recipe.output)
-    training_tokens = open_split(recipe.data, "train")
-    validation_tokens = open_split(recipe.data, "validation")
-    length = _sequence_length(recipe, training_tokens, validation_tokens)
-    _check_machine(recipe.training)
-    run.claim(recipe, training_tokens.manifest, restart=restart)
-    if run.finished:
-        notes.print(f"{run.path}: trained already, nothing to do")
-        return run
-    _introduce(recipe.model)
-    transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
-    transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
-    display = _Display(recipe.model, recipe.training, length)
-    with disk_errors(run.path), _tidy(run, display):
-        trainer = _make_trainer(recipe, run, training_tokens, validation_tokens, length, display)
-        checkpoint = run.last_checkpoint()
-        if checkpoint is not None:
-            _check_checkpoint(checkpoint, trainer.model)
-            notes.print(f"going on from {checkpoint.name}")
-        if checkpoint is not None and step_of(checkpoint) >= recipe.training.steps:
-            trainer.restore(checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with joined(_use_cpu(recipe.training)) as ranks:
+        ranks.first(partial(_claim, run, recipe, ranks.count, restart))
+        if run.finished:
+            if ranks.is_main:
+                notes.print(f"{run.path}: trained already, nothing to do")
+            return run
+        if ranks.is_main:
+            _introduce(recipe.model)
+        transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
+        transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
+        held = run.held() if ranks.is_main else nullcontext()
+        with held, disk_errors(run.path):
+            _train(recipe, run, ranks)
+    return run
+
+
+def _claim(run: RunFolder, recipe: Recipe, ranks: int, restart: bool) -> None:
+    """Check everything that can be checked, then take the folder."""
+    training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
+    sequence_length(recipe, training, validation)
+    check_machine(recipe.training)
+    share(recipe.training.batch_size, recipe.training.gradient_accumulation, ranks)
+    run.claim(recipe, training.manifest, restart=restart)
+    if not run.finished:
+        run.remove_partial_checkpoints()
+
+
+def _train(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
+    training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
+    length = sequence_length(recipe, training, validation)
+    meter = _meter(recipe, length, ranks)
+    display, termination = Display(recipe.model.wiring, meter), Termination(ranks)
+    with _tidy(run, ranks, display):
+        trainer = _make_trainer(recipe, run, ranks, training, validation, length, meter)
+        trainer.add_callback(Marker(run, ranks, recipe.training.keep_checkpoints))
+        trainer.add_callback(termination)
+        write_history = partial(_write_history, trainer, recipe, run, length, meter)
+        if ranks.is_main:
+            trainer.add_callback(display)
+            trainer.add_callback(LiveHistory(write_history))
+        _learn(trainer, recipe, run, ranks, meter, termination)
         if not _evaluated_at(trainer, recipe.training.steps):
             trainer.evaluate()
-        write_json(run.history, _history(trainer, recipe, length))
-        with whole_directory(run.model, replace=True) as folder:
-            trainer.model.config.use_cache = True  # Trainer turned it off for training
-            trainer.save_model(str(folder))
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed
-    return run
+        if ranks.is_main:
+            write_history()
+        _save_model(trainer, run, ranks)
+
+
+def _learn(
+    trainer: LoopTrainer,
+    recipe: Recipe,
+    run: RunFolder,
+    ranks: Ranks,
+    meter: Meter,
+    termination: Termination,
+) -> None:
+    """Take the steps that are left."""
+    checkpoint = run.last_checkpoint()
+    if checkpoint is not None:
+        ranks.first(partial(check_checkpoint, checkpoint, trainer.model))
+        if ranks.is_main:
+            notes.print(f"going on from {checkpoint.name}")
+        if step_of(checkpoint) >= recipe.training.steps:
+            trainer.restore(checkpoint)
+            return
+        trainer.go_on_from(checkpoint)
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    with termination.watching():
+        meter.begin(done, seconds_before(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if termination.stopped:
+        if ranks.is_main:
+            step = trainer.state.global_step
+            notes.print(f"stopped behind step {step}, saved: the same command goes on from there")
+        sys.exit(143)
 
 
 def _make_trainer(
     recipe: Recipe,
     run: RunFolder,
-    training_tokens: TokenSplit,
-    validation_tokens: TokenSplit,
+    ranks: Ranks,
+    training: TokenSplit,
+    validation: TokenSplit,
     length: int,
-    display: "_Display",
-) -> "_Trainer":
+    meter: Meter,
+) -> LoopTrainer:
     settings = recipe.training
-    torch.manual_seed(settings.seed)
-    manifest = training_tokens.manifest
+    model = _make_model(recipe, training.manifest)
+    trainer = LoopTrainer(
+        run,
+        ranks,
+        meter,
+        model=model,
+        args=_arguments(settings, run.checkpoints, ranks, model),
+        train_dataset=Windows(training.tokens, length),
+        eval_dataset=Windows(
+            validation.tokens, length, limit=settings.eval_batches * settings.batch_size
+        ),
+        processing_class=load_tokenizer(recipe.data / "tokenizer"),
+    )
+    trainer.remove_callback(PrinterCallback)  # the progress bar says it
+    return trainer
+
+
+def _make_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
+    torch.manual_seed(recipe.training.seed)
     config = AutoConfig.for_model(
         MODEL_TYPE,
         **recipe.model.to_dict(),
@@ -111,41 +187,43 @@ def _make_trainer(
         eos_token_id=manifest.eos_id,
         pad_token_id=manifest.eos_id,
     )
-    batches = settings.eval_batches * settings.batch_size
     model = AutoModelForCausalLM.from_config(config)
-    if settings.gradient_checkpointing:
+    if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(settings, run.checkpoints),
-        train_dataset=Windows(training_tokens.tokens, length),
-        eval_dataset=Windows(validation_tokens.tokens[: batches * length], length),
-        processing_class=load_tokenizer(recipe.data / "tokenizer"),
-        callbacks=[_Marker(run, settings.keep_checkpoints), display],
-    )
-    trainer.remove_callback(PrinterCallback)  # the progress bar says it
-    return trainer
+    return model
 
 
-def _arguments(settings: Training, output: Path) -> TrainingArguments:
-    use_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+def _arguments(
+    settings: Training, output: Path, ranks: Ranks, model: nn.Module
+) -> TrainingArguments:
+    use_cpu = _use_cpu(settings)
     evaluates = settings.eval_every > 0
-    return TrainingArguments(
+    batch_size, accumulation = share(
+        settings.batch_size, settings.gradient_accumulation, ranks.count
+    )
+    shards = settings.parallel == "fsdp" and ranks.count > 1
+    reports = [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
+    arguments = TrainingArguments(
         output_dir=str(output),
+        run_name=output.parent.name,
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.min_learning_rate_ratio},
         warmup_steps=settings.warmup_steps,
+        optim="adamw_torch_fused",
         weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=_uses_bfloat16(settings, use_cpu),
         use_cpu=use_cpu,
+        ddp_find_unused_parameters=False,
+        fsdp=shards,
+        fsdp_config=fsdp_settings(model, ranks.count) if shards else None,
         torch_compile=settings.compile,
         seed=settings.seed,
         logging_steps=settings.log_every,
@@ -155,11 +233,19 @@ def _arguments(settings: Training, output: Path) -> TrainingArguments:
         prediction_loss_only=True,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or settings.steps,
-        report_to=["tensorboard"] if settings.tensorboard else [],
+        report_to=reports,
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
         disable_tqdm=True,
     )
+    if ranks.count == 1 and arguments.device.type == "cuda":
+        # One process is one GPU: otherwise Trainer splits batches over all it sees, by threads.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _use_cpu(settings: Training) -> bool:
+    return settings.device == "cpu" or not torch.cuda.is_available()
 
 
 def _uses_bfloat16(settings: Training, use_cpu: bool) -> bool:
@@ -171,141 +257,27 @@ def _uses_bfloat16(settings: Training, use_cpu: bool) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
-    """Trainer that decays matrices and embeddings only, whatever the number of axes."""
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        return [
-            name
-            for name, _ in model.named_parameters()
-            if name.endswith(".weight") and "norm" not in name.rsplit(".", 2)[-2]
-        ]
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take weights and history as they were; ``train`` would take one step more."""
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self._load_from_checkpoint(str(checkpoint))
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise KrakenError(
-                    f"step {self.state.global_step}: {name} is {logs[name]}: lower learning_rate "
-                    "or lengthen warmup_steps; whole checkpoints are kept"
-                )
-        super().log(logs, *args, **kwargs)
-
-
-class _Marker(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint once Trainer has written all of it, and only then removes old ones."""
-
-    def __init__(self, run: RunFolder, keep: int) -> None:
-        self._run = run
-        self._keep = keep
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._run.mark_complete(state.global_step)
-        self._run.remove_old_checkpoints(self._keep)
-
-
-class _Display(TrainerCallback):  # type: ignore[misc]
-    """The progress bar: loss, tokens per second, time left."""
-
-    def __init__(self, model: ModelConfig, settings: Training, length: int) -> None:
-        self._label = model.wiring
-        self._tokens_per_step = settings.sequences_per_step * length
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._started_at = (0, 0.0)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress = progress_bar("loss {task.fields[loss]}", "{task.fields[speed]} tokens/s")
-        self._task = self._progress.add_task(
-            f"training {self._label}",
-            total=state.max_steps,
-            completed=state.global_step,
-            loss="-",
-            speed="-",
-        )
-        self._started_at = (state.global_step, time.perf_counter())
-        self._progress.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self._progress is not None
-        step, since = self._started_at
-        tokens = (state.global_step - step) * self._tokens_per_step
-        speed = f"{tokens / (time.perf_counter() - since):,.0f}"
-        self._progress.update(self._task, completed=state.global_step, speed=speed)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loss = (kwargs.get("logs") or {}).get("loss")
-        if loss is not None and self._progress is not None:
-            self._progress.update(self._task, loss=f"{loss:.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+def _meter(recipe: Recipe, length: int, ranks: Ranks) -> Meter:
+    settings = recipe.training
+    use_cpu = _use_cpu(settings)
+    peak = peak_flops_here(use_cpu=use_cpu, bfloat16=_uses_bfloat16(settings, use_cpu))
+    return Meter(
+        settings.sequences_per_step * length,
+        training_flops_per_token(recipe.model, length),
+        settings.steps,
+        None if peak is None else peak * ranks.count,
+    )
 
 
 @contextmanager
-def _tidy(run: RunFolder, display: _Display) -> Iterator[None]:
-    """Begin and end without half-written checkpoints, however training ends."""
-    run.remove_partial_checkpoints()
+def _tidy(run: RunFolder, ranks: Ranks, display: Display) -> Iterator[None]:
+    """End without half-written checkpoints, however training ends."""
     try:
         yield
     finally:
         display.stop()
-        run.remove_partial_checkpoints()
-
-
-def _sequence_length(recipe: Recipe, training: TokenSplit, validation: TokenSplit) -> int:
-    context, vocabulary = recipe.model.max_position_embeddings, recipe.model.vocab_size
-    length = recipe.training.sequence_length or context
-    if length > context:
-        raise KrakenError(
-            f"sequence_length={length} is above max_position_embeddings={context}: lower it"
-        )
-    if training.manifest.vocab_size > vocabulary:
-        raise KrakenError(
-            f"{recipe.data} has tokens up to {training.manifest.vocab_size - 1} and the model a "
-            f"vocab_size of {vocabulary}: leave vocab_size out of the recipe or raise it"
-        )
-    for split in (training, validation):
-        if len(split.tokens) < length:
-            raise KrakenError(
-                f"{split.path} holds {len(split.tokens)} tokens, fewer than one sequence of "
-                f"{length}: prepare more text or lower sequence_length"
-            )
-    return length
-
-
-def _check_machine(settings: Training) -> None:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise KrakenError("device='cuda': this machine has no GPU: use 'auto' or 'cpu'")
-    if settings.tensorboard and find_spec("tensorboard") is None:
-        raise KrakenError("tensorboard=true needs TensorBoard: pip install 'krakenlm[tensorboard]'")
-
-
-def _check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
-    """Refuse a checkpoint that was damaged after it was written."""
-    path = checkpoint / "model.safetensors"
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        wrong = [name for name, shape in found.items() if shape != expected.get(name)]
-        problem = f"tensor {wrong[0]} does not fit the model" if wrong else ""
-    except (OSError, SafetensorError) as error:
-        problem = f"damaged or truncated, {error}"
-    if problem:
-        raise KrakenError(
-            f"{path}: {problem}: remove {checkpoint} to go on from an earlier one, or begin anew "
-            "with --restart"
-        )
+        if ranks.is_main:
+            run.remove_partial_checkpoints()
 
 
 def _introduce(model: ModelConfig) -> None:
@@ -316,20 +288,30 @@ def _introduce(model: ModelConfig) -> None:
     )
 
 
-def _evaluated_at(trainer: _Trainer, step: int) -> bool:
+def _evaluated_at(trainer: LoopTrainer, step: int) -> bool:
     return any(
         "eval_loss" in entry and entry["step"] == step for entry in trainer.state.log_history
     )
 
 
-def _history(trainer: _Trainer, recipe: Recipe, length: int) -> dict[str, Any]:
-    """Losses over steps, with what is needed to put them on an axis of tokens."""
-    log = trainer.state.log_history
-    return {
-        "tokens_per_step": recipe.training.sequences_per_step * length,
-        "parameters": trainer.model.num_parameters(),
-        "training": [{"step": e["step"], "loss": e["loss"]} for e in log if "loss" in e],
-        "validation": [
-            {"step": e["step"], "loss": e["eval_loss"]} for e in log if "eval_loss" in e
-        ],
-    }
+def _write_history(
+    trainer: LoopTrainer, recipe: Recipe, run: RunFolder, length: int, meter: Meter
+) -> None:
+    history = History.of_log(
+        trainer.state.log_history,
+        tokens_per_step=recipe.training.sequences_per_step * length,
+        parameters=count_parameters(recipe.model),
+        speed=meter.summary(),
+    )
+    write_json(run.history, history.to_dict())
+
+
+def _save_model(trainer: LoopTrainer, run: RunFolder, ranks: Ranks) -> None:
+    """Write the finished model; under FSDP every process hands in its part."""
+    trainer.model.config.use_cache = True  # Trainer turned it off for training
+    if not ranks.is_main:
+        trainer.save_model(str(run.model))  # writes nothing
+        return
+    with whole_directory(run.model, replace=True) as folder:
+        trainer.save_model(str(folder))
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed

@@ -1,0 +1,37 @@
+"""``krakenlm runs``: what has been trained, and how far."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where to look, at any depth.")
+    ] = Path("runs"),
+) -> None:
+    """List training runs: state, steps, tokens, losses, parameters."""
+    from rich.table import Table
+
+    from krakenlm.console import results
+    from krakenlm.train.comparison import find_runs
+
+    table = Table()
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    for heading in ("step", "tokens", "training loss", "validation loss", "parameters", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for run in find_runs(folder):
+        history = run.history
+        speed = history.speed.get("tokens_per_second")
+        table.add_row(
+            run.name,
+            run.state,
+            f"{history.step:,}/{run.steps:,}",
+            f"{history.step * history.tokens_per_step:,}",
+            *(f"{found[-1].loss:.4f}" if found else "-" for found in history.losses),
+            f"{history.parameters:,}",
+            "-" if speed is None else f"{speed:,.0f}",
+        )
+    results.print(table)

@@ -1,0 +1,143 @@
+"""What happens beside training: the progress bar, the history file, checkpoints marked, SIGTERM."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.progress import Progress, TaskID
+from transformers import TrainerCallback
+
+from krakenlm.console import progress_bar
+from krakenlm.train.meter import Meter
+from krakenlm.train.ranks import Ranks
+from krakenlm.train.run_folder import RunFolder
+
+# A history of 300,000 steps takes a moment to write.
+_SECONDS_BETWEEN_HISTORIES = 20.0
+
+
+class Marker(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint once all processes have written theirs, and only then removes old ones.
+
+    Args:
+        run: the run's folder.
+        ranks: the processes that write.
+        keep: how many checkpoints to keep.
+    """
+
+    def __init__(self, run: RunFolder, ranks: Ranks, keep: int) -> None:
+        self._run = run
+        self._ranks = ranks
+        self._keep = keep
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint was written."""
+        self._ranks.wait()
+        if self._ranks.is_main:
+            self._run.mark_complete(state.global_step)
+            self._run.remove_old_checkpoints(self._keep)
+
+
+class Display(TrainerCallback):  # type: ignore[misc]
+    """The progress bar: loss, tokens per second, MFU, time left.
+
+    Args:
+        label: what stands before the bar.
+        meter: knows the speed.
+    """
+
+    def __init__(self, label: str, meter: Meter) -> None:
+        self._label = label
+        self._meter = meter
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self._progress = progress_bar("loss {task.fields[loss]}", "{task.fields[speed]}")
+        self._task = self._progress.add_task(
+            f"training {self._label}",
+            total=state.max_steps,
+            completed=state.global_step,
+            loss="-",
+            speed="-",
+        )
+        self._progress.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move on."""
+        assert self._progress is not None
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the loss and what the meter says."""
+        loss = (kwargs.get("logs") or {}).get("loss")
+        if loss is not None and self._progress is not None:
+            self._progress.update(self._task, loss=f"{loss:.3f}", speed=str(self._meter))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar down."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar down, if it is there."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class LiveHistory(TrainerCallback):  # type: ignore[misc]
+    """Writes the history file now and then, so that a run can be looked at while it lasts.
+
+    Args:
+        write: writes what Trainer's log and the meter say.
+    """
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write = write
+        self._written = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write, unless that was done a moment ago."""
+        if time.monotonic() - self._written >= _SECONDS_BETWEEN_HISTORIES:
+            self._write()
+            self._written = time.monotonic()
+
+
+class Termination(TrainerCallback):  # type: ignore[misc]
+    """On SIGTERM: finish the step, save a checkpoint, stop. A second SIGTERM ends at once.
+
+    Args:
+        ranks: all of them stop where any was asked to.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._asked = False
+        self.stopped = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take over SIGTERM; where signals belong to another thread, leave them alone."""
+        try:
+            before = signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not the main thread
+            yield
+            return
+        self._before = before
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have Trainer save and stop, if any process was asked to."""
+        if self._ranks.any(self._asked):
+            control.should_save = control.should_training_stop = self.stopped = True
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        signal.signal(number, self._before)

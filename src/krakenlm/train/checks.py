@@ -1,0 +1,66 @@
+"""Do recipe, data, machine and checkpoint fit each other? Asked before anything is written."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from krakenlm.data.tokens import TokenSplit
+from krakenlm.errors import KrakenError
+from krakenlm.train.recipe import Recipe, Training
+
+
+def sequence_length(recipe: Recipe, training: TokenSplit, validation: TokenSplit) -> int:
+    """Tokens of a training sequence.
+
+    Raises:
+        KrakenError: model and data do not fit.
+    """
+    context, vocabulary = recipe.model.max_position_embeddings, recipe.model.vocab_size
+    length = recipe.training.sequence_length or context
+    if length > context:
+        raise KrakenError(
+            f"sequence_length={length} is above max_position_embeddings={context}: lower it"
+        )
+    if training.manifest.vocab_size > vocabulary:
+        raise KrakenError(
+            f"{recipe.data} has tokens up to {training.manifest.vocab_size - 1} and the model a "
+            f"vocab_size of {vocabulary}: leave vocab_size out of the recipe or raise it"
+        )
+    for split in (training, validation):
+        if len(split.tokens) < length:
+            raise KrakenError(
+                f"{split.path} holds {len(split.tokens)} tokens, fewer than one sequence of "
+                f"{length}: prepare more text or lower sequence_length"
+            )
+    return length
+
+
+def check_machine(settings: Training) -> None:
+    """Refuse what this machine or this environment does not have."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise KrakenError("device='cuda': this machine has no GPU: use 'auto' or 'cpu'")
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        raise KrakenError("tensorboard=true needs TensorBoard: pip install 'krakenlm[tensorboard]'")
+    if settings.wandb and find_spec("wandb") is None:
+        raise KrakenError("wandb=true needs Weights & Biases: pip install 'krakenlm[wandb]'")
+
+
+def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint that was damaged after it was written."""
+    path = checkpoint / "model.safetensors"
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        wrong = [name for name, shape in found.items() if shape != expected.get(name)]
+        problem = f"tensor {wrong[0]} does not fit the model" if wrong else ""
+    except (OSError, SafetensorError) as error:
+        problem = f"damaged or truncated, {error}"
+    if problem:
+        raise KrakenError(
+            f"{path}: {problem}: remove {checkpoint} to go on from an earlier one, or begin anew "
+            "with --restart"
+        )

@@ -1,0 +1,92 @@
+"""What does a run's ``history.json`` say? Losses over steps, sizes, speed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from krakenlm.errors import KrakenError
+from krakenlm.strict import from_plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """A loss in nats per token.
+
+    Attributes:
+        step: behind which it was taken.
+        loss: of training, the mean since the value before; of validation, over its batches.
+    """
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """A run so far.
+
+    Attributes:
+        tokens_per_step: of all processes together.
+        parameters: of the model.
+        training: in order of steps.
+        validation: in order of steps.
+        speed: ``seconds`` of training over all sessions; of the latest session
+            ``tokens_per_second``, ``mfu`` (0 to 1) where the device's peak is known and
+            ``seconds_left``; ``flops_per_token``. The only entries that depend on the machine.
+    """
+
+    tokens_per_step: int
+    parameters: int
+    training: tuple[Loss, ...]
+    validation: tuple[Loss, ...]
+    speed: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_log(
+        cls,
+        log: Sequence[Mapping[str, Any]],
+        *,
+        tokens_per_step: int,
+        parameters: int,
+        speed: dict[str, float],
+    ) -> "History":
+        """From the entries that Trainer keeps."""
+        return cls(
+            tokens_per_step=tokens_per_step,
+            parameters=parameters,
+            training=tuple(Loss(step=e["step"], loss=e["loss"]) for e in log if "loss" in e),
+            validation=tuple(
+                Loss(step=e["step"], loss=e["eval_loss"]) for e in log if "eval_loss" in e
+            ),
+            speed=speed,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "History | None":
+        """Read the file; None where there is none yet.
+
+        Raises:
+            KrakenError: it is not what training writes.
+        """
+        try:
+            return from_plain(cls, json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KrakenError) as error:
+            raise KrakenError(f"cannot read {path} ({error}): train again, or remove it") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @property
+    def losses(self) -> tuple[tuple[Loss, ...], tuple[Loss, ...]]:
+        """Of training and of validation."""
+        return self.training, self.validation
+
+    @property
+    def step(self) -> int:
+        """The last step of which a loss is known; 0 before."""
+        return max((entry.step for entry in (*self.training, *self.validation)), default=0)

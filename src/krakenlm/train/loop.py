@@ -1,0 +1,189 @@
+"""What is Hugging Face's Trainer told to do otherwise?
+
+It decays matrices only, stops at a loss that is not finite, carries the running loss over an
+interruption, and divides weights with a sub-layer axis under FSDP.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerState
+
+from krakenlm.errors import KrakenError
+from krakenlm.files import write_json
+from krakenlm.train.meter import Meter
+from krakenlm.train.ranks import Ranks
+from krakenlm.train.run_folder import RunFolder, step_of
+from krakenlm.train.sharding import enable_on_cpu, shard_blocks
+
+_PROGRESS = "progress.json"
+
+
+class LoopTrainer(Trainer):  # type: ignore[misc]
+    """Trainer for one run.
+
+    Args:
+        run: its folder.
+        ranks: the processes that train.
+        meter: told when steps are done.
+        arguments: Trainer's own.
+    """
+
+    is_fsdp_enabled: bool
+
+    def __init__(self, run: RunFolder, ranks: Ranks, meter: Meter, **arguments: Any) -> None:
+        self._run = run
+        self._ranks = ranks
+        self._meter = meter
+        self._first_bad = torch.tensor(-1)
+        super().__init__(**arguments)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also turn FSDP on between CPUs."""
+        super().create_accelerator_and_postprocess()
+        enabled: bool = self.is_fsdp_enabled
+        if self.args.fsdp and not enabled:
+            enable_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Divide the layers first where FSDP will divide the rest."""
+        if self.is_fsdp_enabled and self.optimizer is None:
+            shard_blocks(self.model if model is None else model, self.accelerator)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices and embeddings, whatever the number of axes."""
+        return [
+            name
+            for name, _ in model.named_parameters()
+            if name.endswith(".weight") and "norm" not in name.rsplit(".", 2)[-2]
+        ]
+
+    def training_step(self, model: nn.Module, *arguments: Any, **keywords: Any) -> Tensor:
+        """Remember the first step whose loss is not finite, without waiting for the device."""
+        loss: Tensor = super().training_step(model, *arguments, **keywords)
+        first = self._first_bad.to(loss.device)
+        bad = ~torch.isfinite(loss) & (first < 0)
+        self._first_bad = torch.where(bad, self.state.global_step + 1, first)
+        return loss
+
+    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+        """Refuse a loss that is not finite; add speed to what is logged."""
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise self._diverged(name, logs[name])
+        if "loss" in logs:
+            self._meter.mark(self.state.global_step)
+            summary = self._meter.summary()
+            logs |= {key: summary[key] for key in ("tokens_per_second", "mfu") if key in summary}
+        super().log(logs, *arguments, **keywords)
+
+    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
+        """As Trainer does, with the clock stopped."""
+        with self._meter.paused():
+            found: dict[str, float] = super().evaluate(*arguments, **keywords)
+            return found
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and history as they were; ``train`` would take one step more."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        # From here on every process holds the whole model, to evaluate and save it.
+        self.is_fsdp_enabled = False
+        self.model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+        self._meter.begin(self.state.global_step, _progress(checkpoint)["seconds"])
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Before ``train`` resumes: have it carry on the loss that was not logged yet."""
+        self.add_callback(_CarryOn(self, _progress(checkpoint)))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Refuse to save weights that are beyond help; also save what Trainer forgets."""
+        with self._meter.paused():
+            if self._ranks.any(not self._is_sound()):
+                raise self._diverged("loss" if int(self._first_bad) >= 0 else "a weight", math.nan)
+            running = self._gathered(self._tr_loss)
+            super()._save_checkpoint(model, trial)
+            if self._ranks.is_main:
+                progress = {
+                    "running_losses": running,
+                    "logged_at": self._globalstep_last_logged,
+                    "seconds": self._meter.seconds,
+                }
+                folder = self._run.checkpoints / f"checkpoint-{self.state.global_step}"
+                write_json(folder / _PROGRESS, progress)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Leave out the tied head, of which FSDP makes a copy."""
+        if state_dict and self.model.config.tie_word_embeddings:
+            state_dict = {k: v for k, v in state_dict.items() if k != "lm_head.weight"}
+        super()._save(output_dir, state_dict)
+
+    def _gathered(self, value: Tensor) -> list[float]:
+        """A scalar of each process."""
+        found: list[float] = self.accelerator.gather(value.reshape(1)).tolist()
+        return found
+
+    def _is_sound(self) -> bool:
+        """Whether this process's losses so far and weights are finite."""
+        shares = [_local(parameter.detach()) for parameter in self.model.parameters()]
+        finite = torch.stack([share.isfinite().all() for share in shares])
+        return bool(finite.all()) and int(self._first_bad) < 0
+
+    def _diverged(self, name: str, value: float) -> KrakenError:
+        """What to tell the user; every process comes here at once."""
+        firsts = map(int, self._gathered(self._first_bad.to(self.args.device)))
+        step = min((first for first in firsts if first >= 0), default=self.state.global_step)
+        checkpoint = self._run.last_checkpoint()
+        kept = (
+            "there is no checkpoint before it"
+            if checkpoint is None
+            else f"the last good checkpoint is {checkpoint} (step {step_of(checkpoint)})"
+        )
+        return KrakenError(
+            f"step {step}: {name} is {value}: lower learning_rate or lengthen warmup_steps; {kept}"
+        )
+
+
+class _CarryOn(TrainerCallback):  # type: ignore[misc]
+    """Puts back what a checkpoint has of the mean loss since the last log."""
+
+    def __init__(self, trainer: LoopTrainer, progress: dict[str, Any]) -> None:
+        self._trainer = trainer
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        losses = self._progress["running_losses"]
+        same = len(losses) == args.world_size  # otherwise each takes the mean
+        own = losses[args.process_index] if same else sum(losses) / len(losses)
+        self._trainer._tr_loss = torch.tensor(own, device=args.device)
+        self._trainer._globalstep_last_logged = int(self._progress["logged_at"])
+
+
+def seconds_before(checkpoint: Path | None) -> float:
+    """How long training took up to a checkpoint; 0 where it begins anew."""
+    return 0.0 if checkpoint is None else float(_progress(checkpoint)["seconds"])
+
+
+def _progress(checkpoint: Path) -> dict[str, Any]:
+    """What ``_save_checkpoint`` added to a checkpoint."""
+    path = checkpoint / _PROGRESS
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KrakenError(
+            f"{path} is damaged or missing: remove {checkpoint} to go on from an earlier one, or "
+            "begin anew with --restart"
+        ) from error
+    return found
+
+
+def _local(value: Tensor) -> Tensor:
+    """This process's share of a weight that FSDP may have divided."""
+    return value.to_local() if hasattr(value, "to_local") else value

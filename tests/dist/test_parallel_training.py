@@ -1,0 +1,132 @@
+"""Training on two processes over gloo: the losses are those of one process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from krakenlm.train.recipe import read_recipe
+from krakenlm.train.run_folder import RunFolder
+from krakenlm.train.trainer import train
+
+pytestmark = [
+    pytest.mark.dist,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="FSDP would take the GPU"),
+]
+
+# One sub-layer, so that FSDP cannot divide along it; and several sequences on each process.
+STANDARD = (
+    "wiring = 'standard'\nnum_sublayers = 1\nhidden_size = 16\nnum_hidden_layers = 2\n"
+    f"heads_per_sublayer = 2\nmax_position_embeddings = {tiny.CONTEXT}\n"
+)
+SETTINGS = {
+    "steps": 6,
+    "gradient_accumulation": 4,
+    "save_every": 3,
+    "eval_every": 3,
+    "eval_batches": 2,
+}
+
+
+def together(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """``krakenlm`` on two processes of torchrun."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "krakenlm"]
+    return subprocess.run(
+        [sys.executable, "-m", *torchrun, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def write(folder: Path, data: Path, output: str, model: str, **changes: object) -> Path:
+    path = folder / f"{output}.toml"
+    text = tiny.recipe_text(data, folder / output, model=model, **{**SETTINGS, **changes})
+    path.write_text(text)
+    return path
+
+
+def alone(folder: Path, data: Path, model: str) -> RunFolder:
+    return train(read_recipe(write(folder, data, "alone", model), lambda _: tiny.VOCABULARY))
+
+
+def assert_same(run: RunFolder, other: RunFolder) -> None:
+    """Up to the order in which numbers are added."""
+    found, expected = (json.loads(each.history.read_text()) for each in (run, other))
+    assert found["tokens_per_step"] == expected["tokens_per_step"]
+    for part in ("training", "validation"):
+        assert [e["step"] for e in found[part]] == [e["step"] for e in expected[part]]
+        losses = [e["loss"] for e in expected[part]]
+        assert [e["loss"] for e in found[part]] == pytest.approx(losses, rel=1e-5)
+    weights, others = (load_file(each.model / "model.safetensors") for each in (run, other))
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-4, msg=name)
+    files = [sorted(path.name for path in each.model.iterdir()) for each in (run, other)]
+    assert files[0] == files[1]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    assert run.last_checkpoint().name == "checkpoint-6"
+
+
+@pytest.mark.parametrize(("parallel", "model"), [("ddp", ""), ("fsdp", STANDARD)])
+def test_two_processes_learn_what_one_learns(tmp_path, tiny_data, parallel, model):
+    path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
+    ended = together(tmp_path, "train", path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{tmp_path / 'both' / 'model'}\n"
+    assert ended.stderr.count("parameters, 2 layers") == 1  # one process speaks
+    both = RunFolder(tmp_path / "both")
+    assert_same(both, alone(tmp_path, tiny_data, model))
+    resolved = json.loads((both.path / "recipe.json").read_text())
+    assert resolved["training"]["parallel"] == parallel
+    divided = both.last_checkpoint() / "pytorch_model_fsdp.bin"
+    assert divided.exists() == (parallel == "fsdp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallel", "model"), [("ddp", ""), ("fsdp", STANDARD), ("fsdp", "")])
+@pytest.mark.parametrize("last", [3, 6])
+def test_two_processes_go_on_where_they_stopped(tmp_path, tiny_data, parallel, model, last):
+    path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
+    assert together(tmp_path, "train", path).returncode == 0
+    both = RunFolder(tmp_path / "both")
+    shutil.rmtree(both.model)
+    if last == 3:
+        shutil.rmtree(both.checkpoints / "checkpoint-6")
+    ended = together(tmp_path, "train", path)
+    assert ended.returncode == 0, ended.stderr
+    assert f"going on from checkpoint-{last}" in ended.stderr
+    assert_same(both, alone(tmp_path, tiny_data, model))
+
+
+@pytest.mark.slow
+def test_a_refusal_ends_both_processes(tmp_path, tiny_data):
+    path = write(tmp_path, tiny_data, "both", "", batch_size=3, gradient_accumulation=1)
+    ended = together(tmp_path, "train", path)
+    assert ended.returncode != 0
+    assert ended.stderr.count("cannot be divided among 2 processes") == 1
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_weight_without_an_axis_of_equal_shares(tmp_path, tiny_data, parallel):
+    """Nothing of 3 sub-layers, 15 wide, halves evenly: FSDP pads, and the numbers are the same."""
+    model = (
+        "num_sublayers = 3\nhidden_size = 15\nnum_hidden_layers = 2\nheads_per_sublayer = 1\n"
+        f"ffn_dim = 15\nmax_position_embeddings = {tiny.CONTEXT}\n"
+    )
+    path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
+    ended = together(tmp_path, "train", path)
+    assert ended.returncode == 0, ended.stderr
+    assert_same(RunFolder(tmp_path / "both"), alone(tmp_path, tiny_data, model))
