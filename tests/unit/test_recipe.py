@@ -2,22 +2,29 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 import tiny
-from krakenlm.config import ModelConfig, derive, model_config
+from krakenlm.config import ModelConfig, count_parameters, derive, model_config
 from krakenlm.errors import KrakenError
 from krakenlm.train.recipe import Recipe, Training, model_from_table, read_recipe
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import recipe_heads  # noqa: E402
+
 VOCABULARY = 777
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
 
-def read(tmp_path: Path, text: str) -> Recipe:
+def read(tmp_path: Path, text: str, *overrides: str) -> Recipe:
     path = tmp_path / "recipe.toml"
     path.write_text(text, encoding="utf-8")
-    return read_recipe(path, lambda data: VOCABULARY)
+    return read_recipe(path, lambda data: VOCABULARY, overrides)
 
 
 def valid(**changes: object) -> str:
@@ -174,7 +181,111 @@ def test_resolved_recipe_round_trips(tmp_path):
     assert recipe.model.wiring == "kraken"
 
 
-def test_the_example_recipe_is_valid():
-    example = Path(__file__).parents[2] / "recipes" / "example.toml"
-    recipe = read_recipe(example, lambda data: 4096)
+def test_overrides_stand_in_for_what_the_file_says(tmp_path):
+    recipe = read(
+        tmp_path,
+        valid(),
+        *("training.lr=3e-4", "training.steps = 7", "training.compile=true", "output=runs/mine"),
+        *("training.precision='bfloat16'", "training.device=cpu", "model.hidden_size=32"),
+    )
+    settings = recipe.training
+    assert (settings.learning_rate, settings.steps, settings.compile) == (3e-4, 7, True)
+    assert (settings.precision, settings.device) == ("bfloat16", "cpu")
+    assert recipe.output == Path("runs/mine")
+    assert recipe.model == tiny.model_config(vocab_size=VOCABULARY, hidden_size=32)
+    assert recipe.to_dict()["training"]["learning_rate"] == 3e-4
+
+
+def test_an_override_may_open_a_table_and_the_last_one_counts(tmp_path):
+    text = valid().replace("num_sublayers = 2\n", "")
+    recipe = read(tmp_path, text, "model.derive.sublayers=4", "model.derive.sublayers=2")
     assert (recipe.model.wiring, recipe.model.num_sublayers) == ("kraken", 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "essentials"),
+    [
+        ("training.lrr=1", ["unknown key 'lrr' in [training]"]),
+        ("trainig.lr=1", ["unknown key 'trainig'", "did you mean 'training'?"]),
+        ("model.derive.n=2", ["[model.derive]"]),
+        ("seed=1", ["unknown key 'seed'"]),
+        ("training.steps=many", ["steps='many'", "type int"]),
+        ("training.steps=8.5", ["steps=8.5", "type int"]),
+        ("training.steps=1\nseed=2", ["steps='1", "type int"]),
+        ("training.lr", ["--set training.lr", "needs KEY=VALUE"]),
+        ("=3", ["needs KEY=VALUE"]),
+        ("training.=3", ["needs KEY=VALUE"]),
+        ("data.name=3", ["data is no table"]),
+        ("training=3", ["training=3", "needs a dict"]),
+    ],
+)
+def test_an_override_that_is_wrong_is_named(tmp_path, override, essentials):
+    with pytest.raises(KrakenError) as caught:
+        read(tmp_path, valid(), override)
+    for essential in essentials:
+        assert essential in str(caught.value)
+    assert override in str(caught.value)
+
+
+# Layers, sub-layers, width, heads of a sub-layer, sequences of a step, learning rate: the table in
+# design.md, section 2, and its baselines.
+PUBLISHED = {
+    "kraken-125m-2way": (12, 2, 678, 6, 480, 2.5e-4),
+    "kraken-125m-4way": (12, 4, 504, 3, 480, 2.5e-4),
+    "kraken-125m-6way": (12, 6, 418, 2, 480, 2.5e-4),
+    "kraken-350m-2way": (24, 2, 888, 8, 480, 1.5e-4),
+    "kraken-350m-4way": (24, 4, 644, 4, 512, 1.5e-4),
+    "kraken-760m-4way": (24, 4, 960, 4, 504, 1.5e-4),
+    "gpt2-124m": (12, 1, 768, 12, 480, 2.5e-4),
+    "gpt2-355m": (24, 1, 1024, 16, 480, 1.5e-4),
+    "gpt2-758m": (24, 1, 1536, 16, 504, 1.5e-4),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_say_what_was_published(name):
+    recipe = recipe_heads.load(ROOT / "recipes" / f"{name}.toml")
+    layers, n, d, heads, sequences, learning_rate = PUBLISHED[name]
+    model, settings = recipe.model, recipe.training
+    shape = (model.num_hidden_layers, model.num_sublayers, model.hidden_size)
+    assert (*shape, model.heads_per_sublayer) == (layers, n, d, heads)
+    assert model.ffn_dim == (4 if n == 1 else 2) * d
+    assert (model.vocab_size, model.max_position_embeddings) == (50304, 1024)
+    assert (model.dropout, model.bias, model.tie_word_embeddings) == (0.0, False, True)
+    kraken = n * (8 * d * d + 2 * d) * layers + n * d * d
+    standard = (12 * d * d + 2 * d) * layers
+    expected = (50304 + 1024) * d + (standard if n == 1 else kraken) + d
+    assert count_parameters(model) == expected
+    assert settings.sequences_per_step == sequences
+    assert (settings.steps, settings.learning_rate) == (300_000, learning_rate)
+    assert (settings.beta1, settings.beta2, settings.weight_decay) == (0.9, 0.95, 0.1)
+    assert (settings.max_grad_norm, settings.warmup_steps) == (1.0, 2000)
+    assert (settings.min_learning_rate_ratio, settings.precision) == (0.1, "bfloat16")
+    assert settings.sequence_length == 0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_and_its_head_says_what_it_takes(path):
+    recipe = recipe_heads.load(path)
+    text = path.read_text(encoding="utf-8")
+    assert text == recipe_heads.filled(text, path.stem, recipe), "run scripts/recipe_heads.py"
+    assert f"krakenlm train recipes/{path.name}" in text
+    assert "prepare --" in text and f" {recipe.data}\n" in text
+    assert path.stem == "example" or recipe.output == Path("runs") / path.stem
+    assert path.stem == "example" or "# Target: " in text
+
+
+def test_twins_differ_in_the_model_alone():
+    for size in ("cpu", "gpu"):
+        kraken, standard = (
+            recipe_heads.load(ROOT / "recipes" / f"small-{size}-{kind}.toml")
+            for kind in ("kraken-2way", "gpt2")
+        )
+        assert kraken.training == standard.training and kraken.data == standard.data
+        assert kraken.model == derive(standard.model, 2)
+    modern, gpt2 = (
+        recipe_heads.load(ROOT / "recipes" / f"{name}.toml")
+        for name in ("modern-4way", "gpt2-124m")
+    )
+    difference = count_parameters(modern.model) / count_parameters(gpt2.model) - 1
+    assert abs(difference) < 0.01
