@@ -571,3 +571,10 @@ def test_the_history_can_be_read_while_the_run_lasts(recipe, monkeypatch):
     assert seen[0]["speed"]["tokens_per_second"] > 0
     assert seen[0]["speed"]["seconds_left"] > 0
     assert "mfu" not in seen[0]["speed"]  # nobody knows what this CPU could do
+
+
+def test_tensorboard_gets_its_files(recipe):
+    pytest.importorskip("tensorboard")
+    run = train(recipe(steps=2, tensorboard=True))
+    assert list(run.checkpoints.rglob("events.out.tfevents.*"))
+    assert run.last_checkpoint() is None and run.finished

@@ -20,7 +20,8 @@ def runs(
     table = Table()
     table.add_column("run", overflow="fold")
     table.add_column("state")
-    for heading in ("step", "tokens", "training loss", "validation loss", "parameters", "tokens/s"):
+    headings = ("step", "tokens", "training\nloss", "validation\nloss", "parameters", "tokens/s")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for run in find_runs(folder):
         history = run.history

@@ -6,6 +6,7 @@ So attention and feed-forward networks are divided along the first axis that all
 equal share of, before accelerate sees them; embeddings and norms are left to it.
 """
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def shard_blocks(model: nn.Module, accelerator: "Accelerator") -> None:
 
     policy = accelerator.state.fsdp_plugin.mixed_precision_policy or MixedPrecisionPolicy()
     policy = replace(policy, cast_forward_inputs=False)  # angles of rotary positions stay float32
+    # Their outputs are views, which is safe here: wirings add out of place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for block in _blocks(model):
         if not isinstance(block, FSDPModule):
             fully_shard(
