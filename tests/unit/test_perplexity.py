@@ -46,7 +46,7 @@ def several(made):
     lines = [line.replace("some", f"{i}") for i, line in enumerate(lines)]
     (made / "several.jsonl").write_text("\n".join(lines))
     texts, tokenizer = [made / "several.jsonl"], str(made / "model")
-    prepare(texts, tokenizer, made / "several", validation_fraction=0.3)
+    prepare(texts, tokenizer, made / "several", validation_fraction=0.3, shard_tokens=100)
     return made / "several"
 
 
@@ -75,7 +75,7 @@ def naive_nats(directory, tokens, window, stride=None):
 def documents_of(tokens, eos=0):
     """Each document as a list that begins with an end-of-text token and ends with another."""
     found = [[eos]]
-    for token in map(int, tokens):
+    for token in tokens[:].tolist():
         found[-1].append(token)
         if token == eos:
             found.append([eos])

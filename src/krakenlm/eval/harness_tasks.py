@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenlm.console import notes
-from krakenlm.data.tokenizer import _hub_answers as hub_answers
+from krakenlm.data.hub import hub_answers
 from krakenlm.errors import KrakenError
 from krakenlm.eval.official import Examples, Task, find_file, read_examples
 from krakenlm.eval.report import Absence

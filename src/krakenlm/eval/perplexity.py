@@ -26,6 +26,7 @@ from krakenlm.eval.windows import Window, batches, padded, windows_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerplexityResult:
     """What a model makes of a text.

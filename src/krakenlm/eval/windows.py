@@ -60,9 +60,7 @@ def documents(tokens: Tokens, eos_id: int) -> Iterator[tuple[int, int]]:
         yield begin, len(tokens)
 
 
-def windows_of(
-    tokens: Tokens, *, window: int, stride: int, eos_id: int | None
-) -> Iterator[Window]:
+def windows_of(tokens: Tokens, *, window: int, stride: int, eos_id: int | None) -> Iterator[Window]:
     """All windows over a token stream.
 
     Args:
