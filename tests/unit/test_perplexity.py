@@ -167,6 +167,14 @@ def test_bits_per_byte_of_a_text_file_by_hand(made):
     assert found.window == CONTEXT
 
 
+def test_shards_score_as_one_file(made, tmp_path):
+    options = {"validation_fraction": 0.3, "shard_tokens": 17}
+    prepare([made / "text.txt"], str(made / "model"), tmp_path / "data", **options)
+    assert len(open_split(tmp_path / "data", "validation").info.shards) > 2
+    one, many = (perplexity(made / "model", p / "data", device="cpu") for p in (made, tmp_path))
+    assert one == many
+
+
 def test_bits_per_byte_of_a_prepared_split(made):
     found = perplexity(made / "model", made / "data", split="train", device="cpu")
     info = open_split(made / "data", "train").info

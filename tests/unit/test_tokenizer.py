@@ -168,14 +168,14 @@ def test_tokenizer_without_end_of_text_is_refused(tmp_path):
 
 
 def test_hub_out_of_reach_names_the_local_alternative(monkeypatch):
-    monkeypatch.setattr(module, "_hub_answers", lambda: False)
+    monkeypatch.setattr(module, "hub_answers", lambda: False)
     with pytest.raises(KrakenError, match=r"Hub cannot be reached.*--tokenizer DIR"):
         load_tokenizer("krakenlm-tests/no-such-tokenizer")
 
 
 def test_hub_check_is_quick_when_nothing_listens(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert not module._hub_answers()
+    assert not module.hub_answers()
 
 
 def test_tokenizer_that_loses_text_is_refused():

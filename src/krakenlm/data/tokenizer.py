@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from krakenlm.console import notes
-from krakenlm.data.hub import hub_answers as _hub_answers
+from krakenlm.data.hub import hub_answers
 from krakenlm.data.text import check_files, pieces
 from krakenlm.errors import KrakenError
 
@@ -187,7 +187,7 @@ def _from_hub(name: str) -> "PreTrainedTokenizerFast":
     try:
         return _with_end_of_text(_auto(name, local_files_only=True), name)  # from the cache
     except KrakenError as error:
-        if not _hub_answers():
+        if not hub_answers():
             raise KrakenError(
                 f"tokenizer {name}: no such directory, and the Hugging Face Hub cannot be "
                 "reached: check the network, or pass a directory with tokenizer.json or with "
