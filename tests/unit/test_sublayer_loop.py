@@ -1,0 +1,51 @@
+"""The loop over sub-layers, against which training speed is measured, is the same model."""
+
+import pytest
+import torch
+
+from krakenlm.config import ModelConfig
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+from sublayer_loop import SubLayerLoop, kept_bytes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = ModelConfig(
+    num_sublayers=4,
+    hidden_size=24,
+    num_hidden_layers=3,
+    heads_per_sublayer=3,
+    vocab_size=50,
+    max_position_embeddings=16,
+)
+
+
+def both() -> tuple[KrakenForCausalLM, SubLayerLoop]:
+    torch.manual_seed(0)
+    model = KrakenForCausalLM(KrakenConfig.from_model_config(CONFIG, use_cache=False)).double()
+    return model, SubLayerLoop(CONFIG).double().take(model.state_dict())
+
+
+def loss_of(model, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids) if isinstance(model, SubLayerLoop) else model(ids, labels=ids).loss
+
+
+def test_losses_and_gradients_are_the_same():
+    model, loop = both()
+    ids = torch.randint(50, (2, 16))
+    losses = [loss_of(each, ids) for each in (model, loop)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for loss in losses:
+        loss.backward()
+    stacked = model.model.layers[1].attention.qkv.weight.grad
+    for i, sublayer in enumerate(loop.layers[1]):
+        torch.testing.assert_close(sublayer.qkv.weight.grad, stacked[i], rtol=1e-4, atol=1e-7)
+
+
+def test_bytes_kept_are_counted_once_and_without_the_weights():
+    model = torch.nn.Linear(4, 4, bias=False)
+    x = torch.ones(8, 4, requires_grad=True)
+    # The product keeps x, sin its argument, and the second factor is the same tensor once more.
+    kept = kept_bytes(model, x, lambda m, x: (torch.sin(m(x)) * x).sum())
+    product, argument, sine = 8 * 4 * 4, 8 * 4 * 4, 8 * 4 * 4
+    assert kept == product + argument + sine
