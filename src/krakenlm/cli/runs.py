@@ -19,13 +19,12 @@ def runs(
 
     table = Table()
     table.add_column("run", overflow="fold")
-    table.add_column("state")
-    headings = ("step", "tokens", "training\nloss", "validation\nloss", "parameters", "tokens/s")
+    table.add_column("state", no_wrap=True)
+    headings = ("step", "tokens", "training\nloss", "validation\nloss", "parameters")
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for run in find_runs(folder):
         history = run.history
-        speed = history.speed.get("tokens_per_second")
         table.add_row(
             run.name,
             run.state,
@@ -33,6 +32,5 @@ def runs(
             f"{history.step * history.tokens_per_step:,}",
             *(f"{found[-1].loss:.4f}" if found else "-" for found in history.losses),
             f"{history.parameters:,}",
-            "-" if speed is None else f"{speed:,.0f}",
         )
     results.print(table)
