@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from krakenlm.bench.environment import Environment  # noqa: E402
+
 from krakenlm.config import ModelConfig, model_config  # noqa: E402
 from krakenlm.files import write_json  # noqa: E402
 from krakenlm.integrations.hf import KrakenForCausalLM  # noqa: E402
