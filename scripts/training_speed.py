@@ -23,9 +23,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from krakenlm.bench.environment import Environment  # noqa: E402
-
 from krakenlm.config import ModelConfig, model_config  # noqa: E402
+from krakenlm.environment import Environment  # noqa: E402
 from krakenlm.files import write_json  # noqa: E402
 from krakenlm.integrations.hf import KrakenForCausalLM  # noqa: E402
 from krakenlm.integrations.hf_config import KrakenConfig  # noqa: E402
