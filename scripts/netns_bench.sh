@@ -42,11 +42,12 @@ die() {
     exit 2
 }
 
-# Runs a step whose failure is one line: what went wrong, and tc's or ip's own first words.
+# Runs a step whose failure is one line: what went wrong, and tc's or ip's own first words. With exec
+# there is no shell in between: interrupted at the wrong moment it signals itself for ever.
 attempt() {
     local wrong=$1 said
     shift
-    said=$("$@" 2>&1) || die "$wrong ('$*': ${said%%$'\n'*})"
+    said=$(exec "$@" 2>&1) || die "$wrong ('$*': ${said%%$'\n'*})"
 }
 
 check_machine() {
