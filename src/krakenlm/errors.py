@@ -12,3 +12,8 @@ class KrakenError(Exception):
 
 class ConfigError(KrakenError, ValueError):
     """A configuration that cannot work: names the field, its value and what would fit."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, on one line; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, first_line
 
 # Rows held in memory at once while a column is read.
 _ROWS = 64
@@ -174,4 +174,4 @@ def _reason(error: BaseException) -> str:
     """The innermost cause's first line: ``datasets`` wraps it in words that say nothing."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return first_line(error)

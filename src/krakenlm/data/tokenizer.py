@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from krakenlm.console import notes
 from krakenlm.data.hub import hub_answers
 from krakenlm.data.text import check_files, pieces
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -206,9 +206,9 @@ def _auto(source: str, *, local_files_only: bool) -> Any:
     except KrakenError:
         raise
     except Exception as error:  # OSError, ValueError, and the Rust side's bare Exception
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KrakenError(
-            f"cannot load tokenizer {source} ({reason}): check it, or pass another --tokenizer DIR"
+            f"cannot load tokenizer {source} ({first_line(error)}): check it, or pass another "
+            "--tokenizer DIR"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise KrakenError(f"tokenizer {source} has no tokenizer.json: save it as a fast tokenizer")

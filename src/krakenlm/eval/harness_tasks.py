@@ -12,7 +12,7 @@ from typing import Any
 
 from krakenlm.console import notes
 from krakenlm.data.hub import hub_answers
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, first_line
 from krakenlm.eval.official import Examples, Task, find_file, read_examples
 from krakenlm.eval.report import Absence
 from krakenlm.eval.squad_metrics import provide_squad_metrics
@@ -55,10 +55,9 @@ def from_hub(tasks: Sequence[Task]) -> list[Asked]:
         try:
             loaded = manager.load([task.harness])
         except Exception as error:  # of the network, the Hub's client, or datasets
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise KrakenError(
-                f"{task.name} cannot be loaded from the Hugging Face Hub ({reason}): check the "
-                "network, or give SuperGLUE's official files, --data-dir DIR"
+                f"{task.name} cannot be loaded from the Hugging Face Hub ({first_line(error)}): "
+                "check the network, or give SuperGLUE's official files, --data-dir DIR"
             ) from error
         config = loaded["tasks"][task.harness].config
         source = f"{config.dataset_path}, {config.dataset_name}, {config.validation_split}"

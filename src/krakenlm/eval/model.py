@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import krakenlm  # noqa: F401  makes AutoModelForCausalLM know model_type "kraken"
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise KrakenError(
-            f"device {name!r} cannot be used here ({_first_line(error)}): choose cpu, cuda, "
+            f"device {name!r} cannot be used here ({first_line(error)}): choose cpu, cuda, "
             "cuda:0, ... or auto"
         ) from error
     return device
@@ -66,7 +66,7 @@ def check_directory(directory: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise KrakenError(
-                f"{path} is truncated or damaged ({_first_line(error)}): copy or download it again"
+                f"{path} is truncated or damaged ({first_line(error)}): copy or download it again"
             ) from error
 
 
@@ -98,7 +98,7 @@ def load_causal_lm(
     except KrakenError as error:
         raise KrakenError(f"{directory / 'config.json'}: {error}") from error
     except Exception as error:  # Transformers raises many kinds, none of them for people
-        raise KrakenError(f"cannot load the model in {directory}: {_first_line(error)}") from error
+        raise KrakenError(f"cannot load the model in {directory}: {first_line(error)}") from error
     _check_report(directory, report)
     return model.to(device).eval()
 
@@ -129,10 +129,6 @@ def _shapes(mismatch: tuple[str, Iterable[int], Iterable[int]]) -> str:
 def _some(names: list[str], shown: int = 4) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager
