@@ -22,10 +22,10 @@ from krakenlm.model.shard import split
 from krakenlm.parallel.connect import TRANSPORTS, Transport
 from krakenlm.parallel.cores import cores_here
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
-from krakenlm.parallel.engine import Engine, EngineOptions, Placement
+from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
-from krakenlm.parallel.placement import check_placement
+from krakenlm.parallel.placement import Placement, check_placement
 from krakenlm.parallel.requests import room_for_answer
 from krakenlm.parallel.trace import Event
 

@@ -6,7 +6,6 @@ Shape letters: see ``krakenlm.model``; V is this rank's slice of the vocabulary.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from krakenlm.parallel.connect import Connections, Transport, connect, without_c
 from krakenlm.parallel.cores import keep_freed_memory
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import Link
-from krakenlm.parallel.placement import balance, measure_unit
+from krakenlm.parallel.placement import Placement, balance, measure_unit
 from krakenlm.parallel.requests import check_request, refuse_not_finite
 from krakenlm.parallel.sampling import Sampler, Sampling
 from krakenlm.parallel.session import Session, whole_buckets
@@ -34,8 +33,6 @@ from krakenlm.parallel.tensor_parallel import PartialBlock
 
 _TYPICAL_PROMPT = 512
 """Tokens with which ranks are timed for ``placement="auto"``."""
-
-Placement = tuple[int, ...] | Literal["auto"] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,9 @@ from krakenlm.model.attention import AttentionContext, SdpaCore, rotary
 from krakenlm.model.decoder import Layer, initialise_module
 from krakenlm.model.shard import Shard, split, units_of
 
+Placement = tuple[int, ...] | Literal["auto"] | None
+"""Units of each group of ranks; ``auto`` measures the ranks, None is as even as possible."""
+
 _WARM_UP_RUNS = 2
 _TIMED_RUNS = 5
 
@@ -46,7 +49,7 @@ def parse_placement(text: str) -> tuple[int, ...] | Literal["auto"]:
 def check_placement(
     config: ModelConfig,
     devices: int,
-    placement: tuple[int, ...] | Literal["auto"] | None,
+    placement: Placement,
     *,
     tensor_parallel: int,
 ) -> None:
