@@ -101,7 +101,10 @@ def _claim(run: RunFolder, recipe: Recipe, ranks: int, restart: bool) -> None:
 
 
 def _train(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
-    training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
+    # What ``_claim`` has compared with its sums is not read through again.
+    training, validation = (
+        open_split(recipe.data, split, verify=False) for split in ("train", "validation")
+    )
     length = sequence_length(recipe, training, validation)
     meter = _meter(recipe, length, ranks)
     display, termination = Display(recipe.model.wiring, meter), Termination(ranks)
