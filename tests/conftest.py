@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+from krakenlm.data.tokenizer import train_tokenizer
 
 
 @pytest.fixture
@@ -26,6 +27,15 @@ def own_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer that has learned from some of ``tiny.DOCUMENTS``."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text("".join(tiny.DOCUMENTS[:50]))
+    train_tokenizer([folder / "text.txt"], 300).save_pretrained(folder / "saved")
+    return str(folder / "saved")
 
 
 @pytest.fixture(scope="session")

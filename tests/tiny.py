@@ -11,6 +11,7 @@ from krakenlm.config import ModelConfig
 
 VOCABULARY = 300
 CONTEXT = 32
+DOCUMENTS = [f"Document {i}: été 🦊 {'word ' * (i % 7)}\nend {i * i}\n" for i in range(300)]
 
 
 def text(lines: int = 600) -> str:

@@ -11,28 +11,17 @@ from krakenlm.data import preparation, text, tokens, workers, writer
 from krakenlm.data.manifest import Manifest
 from krakenlm.data.shards import ShardedTokens, chunks, largest
 from krakenlm.data.text import pieces
-from krakenlm.data.tokenizer import train_tokenizer
 from krakenlm.data.tokens import open_split, prepare, verify
 from krakenlm.errors import KrakenError
 from krakenlm.files import resumable_directory
 from krakenlm.train.run_folder import _identity
 from krakenlm.train.trainer import Windows
 
-DOCUMENTS = [f"Document {i}: été 🦊 {'word ' * (i % 7)}\nend {i * i}\n" for i in range(300)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text("".join(DOCUMENTS[:50]))
-    train_tokenizer([folder / "text.txt"], 300).save_pretrained(folder / "saved")
-    return str(folder / "saved")
-
 
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in DOCUMENTS))
+    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in tiny.DOCUMENTS))
     return path
 
 
@@ -142,7 +131,7 @@ def test_manifest_of_version_1_is_read(tmp_path, make):
 
 def test_identity_of_tokens_is_that_of_all_shards(tmp_path, make):
     before = _identity(make())
-    other = [*DOCUMENTS[:-1], "another last document\n"]
+    other = [*tiny.DOCUMENTS[:-1], "another last document\n"]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in other))
     after = _identity(make("other", texts=[tmp_path / "b.jsonl"]))
     assert before["tokenizer"] == after["tokenizer"]
@@ -212,7 +201,7 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
     make()
     assert tiny.snapshot(tmp_path / "out") == tiny.snapshot(tmp_path / "whole")
     assert not (tmp_path / "out.unfinished").exists()
-    assert 0 < len(encoded) <= len(DOCUMENTS) - 20  # the rest only
+    assert 0 < len(encoded) <= len(tiny.DOCUMENTS) - 20  # the rest only
     assert (tmp_path / "out" / "train-00000.bin").stat().st_mtime_ns == finished
 
 

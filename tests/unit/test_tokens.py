@@ -7,21 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny
 from krakenlm.data import preparation, text, tokens, workers, writer
 from krakenlm.data.manifest import Manifest
-from krakenlm.data.tokenizer import load_tokenizer, plain_encoder, train_tokenizer
+from krakenlm.data.tokenizer import load_tokenizer, plain_encoder
 from krakenlm.data.tokens import open_split, prepare
 from krakenlm.errors import KrakenError
-
-DOCUMENTS = [f"Document {i}: été 🦊 {'word ' * (i % 7)}\nend {i * i}\n" for i in range(300)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text("".join(DOCUMENTS[:50]))
-    train_tokenizer([folder / "text.txt"], 300).save_pretrained(folder / "saved")
-    return str(folder / "saved")
 
 
 def write_documents(path, documents):
@@ -46,10 +37,10 @@ def only(tmp_path, *names):
 
 
 def test_prepared_directory_gives_every_document_back(tmp_path, tokenizer):
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     manifest = prepare([source], tokenizer, tmp_path / "out", validation_fraction=0.1)
     train, validation = (documents_of(tmp_path / "out", split) for split in tokens.SPLITS)
-    assert sorted(train + validation) == sorted(DOCUMENTS)
+    assert sorted(train + validation) == sorted(tiny.DOCUMENTS)
     assert 10 <= len(validation) <= 60
     assert manifest == Manifest.load(tmp_path / "out")
     assert manifest.validation_from == "documents"
@@ -65,13 +56,13 @@ def test_prepared_directory_gives_every_document_back(tmp_path, tokenizer):
     assert manifest.tokenizer.source == tokenizer
     assert manifest.tokenizer.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest()
     assert [each.path for each in manifest.sources] == [str(source)]
-    assert manifest.sources[0].bytes == len("".join(DOCUMENTS).encode())
+    assert manifest.sources[0].bytes == len("".join(tiny.DOCUMENTS).encode())
     assert only(tmp_path, "a.jsonl", "out")
 
 
 def test_adding_text_moves_no_document(tmp_path, tokenizer):
-    first = write_documents(tmp_path / "a.jsonl", DOCUMENTS[:150])
-    second = write_documents(tmp_path / "b.jsonl", DOCUMENTS[150:])
+    first = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS[:150])
+    second = write_documents(tmp_path / "b.jsonl", tiny.DOCUMENTS[150:])
     prepare([first], tokenizer, tmp_path / "few", validation_fraction=0.1)
     prepare([second, first], tokenizer, tmp_path / "many", validation_fraction=0.1)
     for split in tokens.SPLITS:
@@ -83,7 +74,7 @@ def test_adding_text_moves_no_document(tmp_path, tokenizer):
 def test_pieces_of_a_document_stay_together(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(text, "PIECE_CHARS", 50)
     monkeypatch.setattr(workers, "_BATCH_CHARS", 120)
-    long = ["".join(DOCUMENTS[i : i + 5]) for i in range(0, 300, 5)]
+    long = ["".join(tiny.DOCUMENTS[i : i + 5]) for i in range(0, 300, 5)]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(
         gzip.compress("".join(json.dumps({"text": each}) + "\n" for each in long).encode())
@@ -119,20 +110,20 @@ def test_few_documents_hold_out_the_tail_with_exact_bytes(
 
 def test_tail_counts_whole_and_cut_documents(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(preparation, "belongs_to_validation", lambda *_: False)
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS[:10])
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS[:10])
     manifest = prepare([source], tokenizer, tmp_path / "out", validation_fraction=0.33)
     train, validation = (documents_of(tmp_path / "out", split) for split in tokens.SPLITS)
     assert manifest.splits.train.documents == len(train)
     assert manifest.splits.validation.documents == len(validation)
     assert len(train) + len(validation) in (10, 11)
-    assert "".join(train + validation) == "".join(DOCUMENTS[:10])
+    assert "".join(train + validation) == "".join(tiny.DOCUMENTS[:10])
 
 
 def test_large_vocabulary_takes_four_bytes_a_token(tmp_path, tokenizer, monkeypatch):
     large = load_tokenizer(tokenizer)
     large.add_tokens([f"<extra {i}>" for i in range(1 << 16)])
     monkeypatch.setattr(tokens, "tokenizer_for", lambda *_: large)
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS[:100])
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS[:100])
     manifest = prepare([source], "large", tmp_path / "out", validation_fraction=0.2)
     assert (manifest.dtype, manifest.vocab_size) == ("uint32", 65836)
     opened = open_split(tmp_path / "out", "train", verify=True)
@@ -142,7 +133,7 @@ def test_large_vocabulary_takes_four_bytes_a_token(tmp_path, tokenizer, monkeypa
 def test_train_spec_and_table(tmp_path, capsys):
     from krakenlm.cli.prepare import prepare as prepare_command
 
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     prepare_command(
         tmp_path / "out", text=[source], tokenizer="train:280", validation_fraction=0.1, workers=1
     )
@@ -152,7 +143,7 @@ def test_train_spec_and_table(tmp_path, capsys):
 
 
 def test_existing_output_is_kept_unless_replacing_a_prepared_one(tmp_path, tokenizer):
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
@@ -164,7 +155,7 @@ def test_existing_output_is_kept_unless_replacing_a_prepared_one(tmp_path, token
     made = tmp_path / "made"
     prepare([source], tokenizer, made)
     before = (made / "manifest.json").read_bytes()
-    inside = write_documents(made / "text.jsonl", DOCUMENTS)
+    inside = write_documents(made / "text.jsonl", tiny.DOCUMENTS)
     with pytest.raises(KrakenError, match="made is not a prepared directory and nothing else"):
         prepare([inside], tokenizer, made, replace=True)
     assert (made / "manifest.json").read_bytes() == before
@@ -175,7 +166,7 @@ def test_existing_output_is_kept_unless_replacing_a_prepared_one(tmp_path, token
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 0.6, float("nan")])
 def test_impossible_fractions_are_refused(tmp_path, tokenizer, fraction):
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     with pytest.raises(KrakenError, match="validation fraction"):
         prepare([source], tokenizer, tmp_path / "out", validation_fraction=fraction)
     assert only(tmp_path, "a.jsonl")
@@ -204,7 +195,7 @@ def test_bad_text_leaves_nothing_behind(tmp_path, tokenizer, name, content, mess
 def test_token_outside_the_vocabulary_is_refused(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(workers, "encode", lambda _, texts: [[1, 300] for _ in texts])
     monkeypatch.setattr(tokens, "check_lossless", lambda *_: None)
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     with pytest.raises(KrakenError, match=r"a\.jsonl.*token 300, outside its vocabulary of 300"):
         prepare([source], tokenizer, tmp_path / "out")
     assert only(tmp_path, "a.jsonl")
@@ -224,7 +215,7 @@ def failing_at(monkeypatch, error, calls=2):
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_interrupt_leaves_the_output_as_it_was(tmp_path, tokenizer, monkeypatch, replace):
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     out = tmp_path / "out"
     if replace:
         prepare([source], tokenizer, out)
@@ -237,7 +228,7 @@ def test_interrupt_leaves_the_output_as_it_was(tmp_path, tokenizer, monkeypatch,
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, tokenizer, monkeypatch):
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     failing_at(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(KrakenError, match=r"cannot write .*out: no space left on the disk"):
         prepare([source], tokenizer, tmp_path / "out")
@@ -252,7 +243,7 @@ def test_full_disk_while_saving_the_tokenizer(tmp_path, tokenizer, monkeypatch):
 
     monkeypatch.setattr(loaded, "save_pretrained", refuse)
     monkeypatch.setattr(tokens, "tokenizer_for", lambda *_: loaded)
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     with pytest.raises(KrakenError, match="no space left on the disk"):
         prepare([source], tokenizer, tmp_path / "out")
     assert only(tmp_path, "a.jsonl")
@@ -271,7 +262,7 @@ def test_full_disk_for_real(tokenizer, tmp_path):
 
 @pytest.fixture
 def prepared(tmp_path, tokenizer):
-    source = write_documents(tmp_path / "a.jsonl", DOCUMENTS)
+    source = write_documents(tmp_path / "a.jsonl", tiny.DOCUMENTS)
     prepare([source], tokenizer, tmp_path / "out", validation_fraction=0.1)
     return tmp_path / "out"
 
