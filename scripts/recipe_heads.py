@@ -45,9 +45,9 @@ CPU = [Hardware("2 CPU cores", TWO_CORES_FLOPS, f"at {TWO_CORES_FLOPS / 1e9:.0f}
 
 def hardware_of(name: str) -> list[Hardware]:
     """What a recipe of this name is meant for."""
-    if name.startswith(("small-cpu", "example")):
+    if name.startswith(("small-cpu", "parity-cpu", "example")):
         return CPU
-    return SMALL if name.startswith("small-gpu") else LARGE
+    return SMALL if name.startswith(("small-gpu", "parity-gpu")) else LARGE
 
 
 def head(name: str, recipe: Recipe) -> dict[str, str]:

@@ -1,0 +1,229 @@
+"""How near does a Kraken's perplexity come to the standard model's, for each number of sub-layers?
+
+    python scripts/parity.py --text TEXT... [--recipe recipes/parity-cpu.toml] [--processes 2]
+    python scripts/parity.py --draw
+
+One recipe is trained as the standard model, parallel, Ladder and Kraken, each Kraken by the
+published rule and by keep-width, on the same tokens in the same order. Every model gets the same
+grid of learning rates on the first seed, then the other seeds at its own best rate. Each training
+run is one ``krakenlm train`` on one thread, several side by side; its losses are kept under
+docs/results/parity, and a run that is there already is not trained again, so that an interrupted
+protocol goes on. ``--draw`` trains nothing and makes summary, picture and tables from those files.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import markers
+import parity_page
+from krakenlm.console import notes, progress_bar
+from krakenlm.data.manifest import Manifest
+from krakenlm.environment import Environment
+from krakenlm.errors import KrakenError
+from krakenlm.files import write_json
+from krakenlm.parallel.cores import cores_here
+from krakenlm.train.history import History
+from krakenlm.train.recipe import read_recipe
+from parity_page import Measured
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the protocol.
+
+    Attributes:
+        name: as files and tables call it.
+        changes: what tells it from the recipe's model, for ``krakenlm train --set``.
+        rate_of: takes the best learning rate of this model instead of a grid of its own.
+    """
+
+    name: str
+    changes: tuple[str, ...] = ()
+    rate_of: str = ""
+
+
+def _kraken(sublayers: int, rule: str) -> Model:
+    changes = (f"model.derive.sublayers={sublayers}", f"model.derive.rule={rule}")
+    return Model(f"kraken {sublayers}-way {rule}", changes)
+
+
+MODELS = (
+    Model("standard"),
+    Model("parallel", ("model.wiring=parallel",)),
+    Model("ladder", ("model.wiring=ladder",)),
+    *(_kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    model: Model
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.model.name.replace(' ', '-')}-lr{self.learning_rate:g}-seed{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """What it changes of the recipe."""
+        settings = (f"training.learning_rate={self.learning_rate!r}", f"training.seed={self.seed}")
+        return [*self.model.changes, *settings]
+
+
+class Protocol:
+    """Trains what is missing.
+
+    Args:
+        recipe: of the standard model.
+        work: folder for tokens, runs and their output.
+        processes: training runs side by side, one thread each.
+    """
+
+    def __init__(self, recipe: Path, work: Path, processes: int) -> None:
+        self._recipe = recipe
+        self._work = work
+        self._processes = processes
+        self._data = work / "data"
+
+    def prepare(self, texts: Sequence[Path], vocabulary: str) -> None:
+        """Turn text into tokens, unless they are there."""
+        if (self._data / "manifest.json").is_file():
+            return
+        text = [word for text in texts for word in ("--text", str(text))]
+        command = ["prepare", *text, "--tokenizer", vocabulary, str(self._data)]
+        subprocess.run([sys.executable, "-m", "krakenlm", *command], check=True)
+
+    def train(self, jobs: Iterable[Job], title: str) -> list[Measured]:
+        """Train those of the jobs that have no result yet; give the results of all."""
+        jobs = list(jobs)
+        with (
+            progress_bar() as bar,
+            ThreadPoolExecutor(self._processes) as pool,
+        ):
+            task = bar.add_task(title, total=len(jobs))
+            futures = [pool.submit(self._measured, job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.advance(task)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return [future.result() for future in futures]
+
+    def _measured(self, job: Job) -> Measured:
+        """The job's result, trained now if it must be."""
+        setting = self._setting(job)
+        kept = parity_page.RUNS / f"{job.name}.json"
+        if kept.is_file():
+            found = Measured.load(kept)
+            if found.setting == setting:
+                return found
+        run = self._run(job)
+        history = History.load(run / "history.json")
+        assert history is not None, f"{run} was trained"
+        found = Measured(
+            model=job.model.name,
+            learning_rate=job.learning_rate,
+            seed=job.seed,
+            history=history,
+            setting=setting,
+        )
+        write_json(kept, asdict(found))
+        return found
+
+    def _setting(self, job: Job) -> dict[str, Any]:
+        """All that the result depends on."""
+        manifest = Manifest.load(self._data)
+        recipe = read_recipe(self._recipe, lambda data: manifest.vocab_size, job.overrides)
+        resolved = recipe.to_dict()
+        splits = manifest.splits
+        data = {"train": splits.train.sha256, "validation": splits.validation.sha256}
+        setting = {"model": resolved["model"], "training": resolved["training"], "data": data}
+        plain: dict[str, Any] = json.loads(json.dumps(setting))
+        return plain
+
+    def _run(self, job: Job) -> Path:
+        """Train; what the run says goes to a file beside it."""
+        run = self._work / "runs" / job.name
+        run.parent.mkdir(parents=True, exist_ok=True)
+        changes = [*job.overrides, f"data={self._data}", f"output={run}"]
+        sets = [word for change in changes for word in ("--set", change)]
+        command = [sys.executable, "-m", "krakenlm", "train", str(self._recipe), *sets]
+        log = run.with_suffix(".log")
+        with log.open("w", encoding="utf-8") as output:
+            alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=alone)
+        if ended.returncode:
+            lines = log.read_text(encoding="utf-8").splitlines() or ["nothing was said"]
+            raise KrakenError(f"{job.name}: training ended with {ended.returncode}: {lines[-1]}")
+        return run
+
+
+def run_protocol(
+    protocol: Protocol, models: Sequence[Model], rates: Sequence[float], seeds: Sequence[int]
+) -> list[Measured]:
+    """The grid on the first seed, then the other seeds at each model's best rate."""
+    tuned = [model for model in models if not model.rate_of]
+    first, *others = seeds
+    grid = [Job(model, rate, first) for model in tuned for rate in rates]
+    measured = protocol.train(grid, "learning rates")
+    best = {model.name: parity_page.best_rate(measured, model.name) for model in tuned}
+    repeats = list(_repeats(models, best, first, others))
+    return [*measured, *protocol.train(repeats, "seeds")]
+
+
+def _repeats(
+    models: Sequence[Model], best: dict[str, float], first: int, others: Sequence[int]
+) -> Iterator[Job]:
+    for seed in (first, *others):
+        for model in models:
+            if model.rate_of or seed != first:
+                yield Job(model, best[model.rate_of or model.name], seed)
+
+
+def main() -> None:
+    """Train what is missing, then sum up."""
+    options = _options()
+    if not options.draw:
+        protocol = Protocol(options.recipe, options.work.resolve(), options.processes)
+        protocol.prepare(options.text, options.tokenizer)
+        measured = run_protocol(protocol, MODELS, options.learning_rates, options.seeds)
+        environment = asdict(Environment.here(len(cores_here())))
+        parity_page.sum_up(measured, options.text, options.recipe.name, environment)
+    parity_page.draw()
+    markers.rewrite([parity_page.PAGE], parity_page.TABLES)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = partial(parser.add_argument, metavar="...")
+    add("--text", type=Path, nargs="+", default=[], help="what to learn from")
+    add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
+    add("--recipe", type=Path, default=ROOT / "recipes" / "parity-cpu.toml")
+    add("--learning-rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--processes", type=int, default=len(cores_here()), help="runs side by side")
+    add("--work", type=Path, default=ROOT / "runs" / "parity", help="for tokens and runs")
+    parser.add_argument("--draw", action="store_true", help="only sum up what is there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Summary, picture and tables of docs/parity.md, from the runs under docs/results/parity/runs."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+import markers
+from krakenlm.bench.figures import WIRING_COLOURS
+from krakenlm.files import whole_file, write_json
+from krakenlm.strict import from_plain
+from krakenlm.train.history import History
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "parity.md"
+RESULTS = ROOT / "docs" / "results" / "parity"
+RUNS = RESULTS / "runs"
+SUMMARY = RESULTS / "parity.json"
+BASELINE = "standard"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One training run's result.
+
+    Attributes:
+        model: its name in the protocol.
+        learning_rate: at the top of its schedule.
+        seed: of weights and of the order of the data.
+        history: losses over steps, size, speed.
+        setting: all that the result depends on: configuration, hyper-parameters, tokens.
+    """
+
+    model: str
+    learning_rate: float
+    seed: int
+    history: History
+    setting: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "Measured":
+        """Read one back."""
+        return from_plain(cls, json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def loss(self) -> float:
+        """Of the validation split at the end, in nats per token."""
+        return self.history.validation[-1].loss
+
+
+def best_rate(runs: Iterable[Measured], model: str) -> float:
+    """The learning rate of a model's lowest loss."""
+    return min((run for run in runs if run.model == model), key=lambda run: run.loss).learning_rate
+
+
+def sum_up(
+    measured: Sequence[Measured], texts: Sequence[Path], recipe: str, environment: dict[str, Any]
+) -> None:
+    """Write what the runs say together."""
+    write_json(SUMMARY, summary(measured, [text.name for text in texts], recipe, environment))
+
+
+def summary(
+    measured: Sequence[Measured], texts: Sequence[str], recipe: str, environment: dict[str, Any]
+) -> dict[str, Any]:
+    """Mean and spread over seeds of each model at its best learning rate, and the grid behind it.
+
+    The difference in perplexity is taken seed by seed, each over the baseline of the same seed, so
+    on the same tokens in the same order.
+    """
+    names = list(dict.fromkeys(run.model for run in measured))
+    baseline = _seeds(measured, BASELINE)
+    return {
+        "schema_version": 1,
+        "text": list(texts),
+        "recipe": recipe,
+        "environment": environment,
+        "tokens": measured[0].history.step * measured[0].history.tokens_per_step,
+        "models": [_entry(measured, name, baseline) for name in names],
+    }
+
+
+def _entry(
+    measured: Sequence[Measured], name: str, baseline: dict[int, Measured]
+) -> dict[str, Any]:
+    own = [run for run in measured if run.model == name]
+    seeds = _seeds(measured, name)
+    losses = [run.loss for run in seeds.values()]
+    differences = [
+        100 * math.expm1(run.loss - baseline[seed].loss)
+        for seed, run in seeds.items()
+        if seed in baseline
+    ]
+    first = own[0]
+    rates = {run.learning_rate: run.loss for run in own if run.seed == first.seed}
+    best = next(iter(seeds.values())).learning_rate
+    return {
+        "name": name,
+        "parameters": first.history.parameters,
+        "hidden_size": first.setting["model"]["hidden_size"],
+        "head_dim": first.setting["model"]["head_dim"],
+        "wiring": first.setting["model"]["wiring"],
+        "grid": [{"learning_rate": rate, "loss": loss} for rate, loss in sorted(rates.items())],
+        "best_learning_rate": best,
+        "best_is_at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
+        "seeds": [{"seed": seed, "loss": run.loss} for seed, run in seeds.items()],
+        "loss": _spread(losses),
+        "perplexity": math.exp(statistics.mean(losses)),
+        "perplexity_over_standard_percent": _spread(differences),
+        "median_seconds": statistics.median(run.history.speed["seconds"] for run in own),
+    }
+
+
+def _seeds(measured: Sequence[Measured], name: str) -> dict[int, Measured]:
+    """A model's runs at its best learning rate, by seed."""
+    best = best_rate((run for run in measured if run.seed == measured[0].seed), name)
+    own = (run for run in measured if run.model == name and run.learning_rate == best)
+    return {run.seed: run for run in own}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
+
+
+def load_summary() -> dict[str, Any]:
+    """What ``sum_up`` wrote."""
+    found: dict[str, Any] = json.loads(SUMMARY.read_text(encoding="utf-8"))
+    return found
+
+
+def parity_table() -> str:
+    """A row a model."""
+    headings = (
+        *("model", "hidden_size", "heads of", "parameters", "learning rate", "validation loss"),
+        *("perplexity", "perplexity over standard"),
+    )
+    rows = [
+        (
+            model["name"],
+            f"{model['hidden_size']}",
+            f"{model['head_dim']}",
+            f"{model['parameters']:,}",
+            f"{model['best_learning_rate']:g}{' (edge)' if model['best_is_at_edge'] else ''}",
+            _range(model["loss"], "{:.3f}"),
+            f"{model['perplexity']:.1f}",
+            _range(model["perplexity_over_standard_percent"], "{:+.1f} %"),
+        )
+        for model in load_summary()["models"]
+    ]
+    return markers.markdown(headings, rows, numbers=True)
+
+
+def grid_table() -> str:
+    """Validation loss of the first seed at every learning rate of the grid."""
+    models = [model for model in load_summary()["models"] if len(model["grid"]) > 1]
+    rates = [entry["learning_rate"] for entry in models[0]["grid"]]
+    rows = [(m["name"], *(f"{entry['loss']:.3f}" for entry in m["grid"])) for m in models]
+    return markers.markdown(("model", *(f"{rate:g}" for rate in rates)), rows, numbers=True)
+
+
+def _range(values: dict[str, float], form: str) -> str:
+    mean, least, most = (form.format(values[key]) for key in ("mean", "least", "most"))
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
+TABLES = {"parity": parity_table, "parity grid": grid_table}
+
+
+def draw() -> None:
+    """The difference in perplexity, and the loss over learning rates."""
+    models = load_summary()["models"]
+    height = 1.4 + 0.34 * len(models)
+    figure = Figure(figsize=(10.5, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_differences(left, models)
+    _draw_grid(right, models)
+    with whole_file(RESULTS / "parity.png") as partial:
+        figure.savefig(partial, dpi=150, format="png")
+
+
+def _draw_differences(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
+    for row, model in enumerate(models):
+        over = model["perplexity_over_standard_percent"]
+        colour = WIRING_COLOURS[model["wiring"]]
+        axes.plot([over["least"], over["most"]], [row, row], color=colour, linewidth=5, alpha=0.35)
+        axes.plot(over["mean"], row, "o", color=colour)
+    axes.axvline(0, color="#7f7f7f", linewidth=0.8)
+    axes.set_yticks(range(len(models)), [model["name"] for model in models])
+    axes.invert_yaxis()
+    axes.set_xlabel("perplexity over the standard model's, mean and range over seeds")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:+.0f} %"))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_grid(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
+    tuned = [model for model in models if len(model["grid"]) > 1]
+    for model in tuned:
+        rates, losses = zip(
+            *((entry["learning_rate"], entry["loss"]) for entry in model["grid"]), strict=True
+        )
+        style = "--" if "keep-width" in model["name"] else "-"
+        axes.plot(rates, losses, style, marker="o", color=WIRING_COLOURS[model["wiring"]])
+        axes.annotate(model["name"], (rates[-1], losses[-1]), fontsize=6, va="center")
+    axes.set_xscale("log")
+    axes.set_xticks(rates := [e["learning_rate"] for e in tuned[0]["grid"]], map("{:g}".format, rates))
+    axes.minorticks_off()
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("validation loss, first seed")
+    axes.spines[["top", "right"]].set_visible(False)
