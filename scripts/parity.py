@@ -166,7 +166,7 @@ class Protocol:
         changes = [*job.overrides, f"data={self._data}", f"output={run}"]
         sets = [word for change in changes for word in ("--set", change)]
         command = [sys.executable, "-m", "krakenlm", "train", str(self._recipe), *sets]
-        log = run.with_suffix(".log")
+        log = run.parent / f"{job.name}.log"
         with log.open("w", encoding="utf-8") as output:
             alone = {**os.environ, "OMP_NUM_THREADS": "1"}
             ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=alone)
