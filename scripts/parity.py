@@ -12,11 +12,10 @@ protocol goes on. ``--draw`` trains nothing and makes summary, picture and table
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,14 +24,16 @@ from typing import Any
 
 import markers
 import parity_page
-from krakenlm.console import notes, progress_bar
+from krakenlm.config import ModelConfig
+from krakenlm.console import progress_bar
 from krakenlm.data.manifest import Manifest
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
 from krakenlm.parallel.cores import cores_here
+from krakenlm.strict import from_plain
 from krakenlm.train.history import History
-from krakenlm.train.recipe import read_recipe
+from krakenlm.train.recipe import Training, read_recipe
 from parity_page import Measured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,19 +87,28 @@ class Job:
         return [*self.model.changes, *settings]
 
 
+Command = Callable[[Sequence[str], Path], int]
+
+
 class Protocol:
     """Trains what is missing.
 
     Args:
         recipe: of the standard model.
+        results: folder that keeps what the runs found.
         work: folder for tokens, runs and their output.
-        processes: training runs side by side, one thread each.
+        processes: training runs side by side.
+        command: runs one ``krakenlm`` command with its output in a file, and gives its exit code.
     """
 
-    def __init__(self, recipe: Path, work: Path, processes: int) -> None:
+    def __init__(
+        self, recipe: Path, results: Path, work: Path, processes: int, command: Command
+    ) -> None:
         self._recipe = recipe
+        self._results = results
         self._work = work
         self._processes = processes
+        self._command = command
         self._data = work / "data"
 
     def prepare(self, texts: Sequence[Path], vocabulary: str) -> None:
@@ -130,10 +140,10 @@ class Protocol:
     def _measured(self, job: Job) -> Measured:
         """The job's result, trained now if it must be."""
         setting = self._setting(job)
-        kept = parity_page.RUNS / f"{job.name}.json"
+        kept = parity_page.runs_in(self._results) / f"{job.name}.json"
         if kept.is_file():
             found = Measured.load(kept)
-            if found.setting == setting:
+            if _with_defaults(found.setting) == setting:
                 return found
         run = self._run(job)
         history = History.load(run / "history.json")
@@ -145,6 +155,7 @@ class Protocol:
             history=history,
             setting=setting,
         )
+        kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, asdict(found))
         return found
 
@@ -156,8 +167,7 @@ class Protocol:
         splits = manifest.splits
         data = {"train": splits.train.sha256, "validation": splits.validation.sha256}
         setting = {"model": resolved["model"], "training": resolved["training"], "data": data}
-        plain: dict[str, Any] = json.loads(json.dumps(setting))
-        return plain
+        return _with_defaults(setting)
 
     def _run(self, job: Job) -> Path:
         """Train; what the run says goes to a file beside it."""
@@ -165,15 +175,28 @@ class Protocol:
         run.parent.mkdir(parents=True, exist_ok=True)
         changes = [*job.overrides, f"data={self._data}", f"output={run}"]
         sets = [word for change in changes for word in ("--set", change)]
-        command = [sys.executable, "-m", "krakenlm", "train", str(self._recipe), *sets]
         log = run.parent / f"{job.name}.log"
-        with log.open("w", encoding="utf-8") as output:
-            alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=alone)
-        if ended.returncode:
+        if code := self._command(["train", str(self._recipe), *sets], log):
             lines = log.read_text(encoding="utf-8").splitlines() or ["nothing was said"]
-            raise KrakenError(f"{job.name}: training ended with {ended.returncode}: {lines[-1]}")
+            raise KrakenError(f"{job.name}: training ended with {code}: {lines[-1]}: see {log}")
         return run
+
+
+def krakenlm_on_one_thread(arguments: Sequence[str], log: Path) -> int:
+    """Run a command of the package with its output in a file; give its exit code."""
+    command = [sys.executable, "-m", "krakenlm", *arguments]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w", encoding="utf-8") as output:
+        return subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, env=alone
+        ).returncode
+
+
+def _with_defaults(setting: dict[str, Any]) -> dict[str, Any]:
+    """A result stays valid when an option is added that it does not use."""
+    model = ModelConfig.from_dict(setting["model"]).to_dict()
+    training = asdict(from_plain(Training, setting["training"]))
+    return {**setting, "model": model, "training": training}
 
 
 def run_protocol(
@@ -201,13 +224,19 @@ def _repeats(
 def main() -> None:
     """Train what is missing, then sum up."""
     options = _options()
+    results = options.results.resolve()
     if not options.draw:
-        protocol = Protocol(options.recipe, options.work.resolve(), options.processes)
+        work = options.work.resolve()
+        protocol = Protocol(
+            options.recipe, results, work, options.processes, krakenlm_on_one_thread
+        )
         protocol.prepare(options.text, options.tokenizer)
         measured = run_protocol(protocol, MODELS, options.learning_rates, options.seeds)
         environment = asdict(Environment.here(len(cores_here())))
-        parity_page.sum_up(measured, options.text, options.recipe.name, environment)
-    parity_page.draw()
+        texts = [text.name for text in options.text]
+        found = parity_page.summary(measured, texts, options.recipe.name, environment)
+        parity_page.write_summary(results, found)
+    parity_page.draw(results)
     markers.rewrite([parity_page.PAGE], parity_page.TABLES)
 
 
@@ -217,8 +246,9 @@ def _options() -> argparse.Namespace:
     add("--text", type=Path, nargs="+", default=[], help="what to learn from")
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
     add("--recipe", type=Path, default=ROOT / "recipes" / "parity-cpu.toml")
-    add("--learning-rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3])
+    add("--learning-rates", type=float, nargs="+", default=[7.5e-4, 1.5e-3, 3e-3])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--results", type=Path, default=parity_page.RESULTS, help="where results are kept")
     add("--processes", type=int, default=len(cores_here()), help="runs side by side")
     add("--work", type=Path, default=ROOT / "runs" / "parity", help="for tokens and runs")
     parser.add_argument("--draw", action="store_true", help="only sum up what is there")

@@ -1,4 +1,8 @@
-"""Summary, picture and tables of docs/parity.md, from the runs under docs/results/parity/runs."""
+"""Summary, picture and tables of docs/parity.md, from the runs under docs/results/parity.
+
+A folder of results holds ``runs/NAME.json``, one a training run, ``parity.json``, what they say
+together, and ``parity.png``.
+"""
 
 import json
 import math
@@ -21,8 +25,6 @@ from krakenlm.train.history import History
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parity.md"
 RESULTS = ROOT / "docs" / "results" / "parity"
-RUNS = RESULTS / "runs"
-SUMMARY = RESULTS / "parity.json"
 BASELINE = "standard"
 
 
@@ -55,16 +57,14 @@ class Measured:
         return self.history.validation[-1].loss
 
 
+def runs_in(results: Path) -> Path:
+    """Where a folder of results keeps its runs."""
+    return results / "runs"
+
+
 def best_rate(runs: Iterable[Measured], model: str) -> float:
     """The learning rate of a model's lowest loss."""
     return min((run for run in runs if run.model == model), key=lambda run: run.loss).learning_rate
-
-
-def sum_up(
-    measured: Sequence[Measured], texts: Sequence[Path], recipe: str, environment: dict[str, Any]
-) -> None:
-    """Write what the runs say together."""
-    write_json(SUMMARY, summary(measured, [text.name for text in texts], recipe, environment))
 
 
 def summary(
@@ -129,9 +129,14 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
 
 
-def load_summary() -> dict[str, Any]:
-    """What ``sum_up`` wrote."""
-    found: dict[str, Any] = json.loads(SUMMARY.read_text(encoding="utf-8"))
+def write_summary(results: Path, found: dict[str, Any]) -> None:
+    """Keep what ``summary`` gave."""
+    write_json(results / "parity.json", found)
+
+
+def load_summary(results: Path = RESULTS) -> dict[str, Any]:
+    """What ``write_summary`` wrote."""
+    found: dict[str, Any] = json.loads((results / "parity.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -173,15 +178,15 @@ def _range(values: dict[str, float], form: str) -> str:
 TABLES = {"parity": parity_table, "parity grid": grid_table}
 
 
-def draw() -> None:
+def draw(results: Path) -> None:
     """The difference in perplexity, and the loss over learning rates."""
-    models = load_summary()["models"]
+    models = load_summary(results)["models"]
     height = 1.4 + 0.34 * len(models)
     figure = Figure(figsize=(10.5, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_differences(left, models)
     _draw_grid(right, models)
-    with whole_file(RESULTS / "parity.png") as partial:
+    with whole_file(results / "parity.png") as partial:
         figure.savefig(partial, dpi=150, format="png")
 
 
@@ -209,7 +214,8 @@ def _draw_grid(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
         axes.plot(rates, losses, style, marker="o", color=WIRING_COLOURS[model["wiring"]])
         axes.annotate(model["name"], (rates[-1], losses[-1]), fontsize=6, va="center")
     axes.set_xscale("log")
-    axes.set_xticks(rates := [e["learning_rate"] for e in tuned[0]["grid"]], map("{:g}".format, rates))
+    rates = [entry["learning_rate"] for entry in tuned[0]["grid"]]
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss, first seed")

@@ -174,6 +174,29 @@ def test_initial_weights_have_the_authors_scales(wiring, tmp_path: Path) -> None
     assert len(missing) > 5
 
 
+def test_the_conjunction_may_start_as_the_mean_of_the_streams() -> None:
+    model = KrakenForCausalLM(KrakenConfig(**SMALL, conjunction_init="mean"))
+    weight_NDD = model.model.conjunction.weight
+    y_N1TD = torch.randn(SMALL["num_sublayers"], 1, 3, SMALL["hidden_size"])
+    joined = model.model.conjunction(y_N1TD).sum(0)
+    torch.testing.assert_close(joined, y_N1TD.mean(0))
+    assert weight_NDD.requires_grad
+
+
+def test_branch_outputs_may_start_at_the_scale_of_a_single_stream() -> None:
+    wide = {**SMALL, "hidden_size": 64, "head_dim": 16, "vocab_size": 200}
+    own, all_streams = (
+        dict(KrakenForCausalLM(KrakenConfig(**wide, output_init=kind)).named_parameters())
+        for kind in ("own-stream", "all-streams")
+    )
+    for name, parameter in own.items():
+        scaled = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+        ratio = SMALL["num_sublayers"] ** 0.5 if scaled else 1.0
+        if parameter.std() > 0:
+            found = (parameter.std() / all_streams[name].std()).item()
+            assert found == pytest.approx(ratio, rel=0.05), name
+
+
 # Caches and generation
 
 

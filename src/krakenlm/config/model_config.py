@@ -57,6 +57,11 @@ class ModelConfig:
         dropout: on embeddings, attention weights and both branch outputs, in training.
         tie_word_embeddings: the output head is the embedding.
         initializer_range: standard deviation of the initial weights.
+        output_init: the streams among which the initial scale of branch outputs is divided:
+            ``all-streams`` is the authors' initializer_range / sqrt(2 L N), ``own-stream`` leaves
+            N out. They differ in Kraken only.
+        conjunction_init: Kraken's conjunction starts as other weights do, or as the mean of the
+            streams, identity / N. See docs/parity.md for what either does.
 
     Raises:
         ConfigError: an impossible value or combination; the message names the field, the value
@@ -82,6 +87,8 @@ class ModelConfig:
     dropout: float = 0.0
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
+    output_init: Literal["all-streams", "own-stream"] = "all-streams"
+    conjunction_init: Literal["normal", "mean"] = "normal"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -7,6 +7,7 @@ passes the Reducer that sums across ranks. Shape letters: see ``krakenlm.model``
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -27,8 +28,9 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         # The authors' scale, 0.02 / sqrt(2 L N): that many branch outputs meet in a stream.
-        streams_that_meet = 2 * config.num_hidden_layers * config.num_streams
-        output_std = config.initializer_range * streams_that_meet**-0.5
+        streams = config.num_streams if config.output_init == "all-streams" else 1
+        outputs_that_meet = 2 * config.num_hidden_layers * streams
+        output_std = config.initializer_range * outputs_that_meet**-0.5
         self.norm_1 = _norm(config, config.num_streams)
         self.attention = Attention(config, layer_index, output_std)
         if config.traits.norms_per_layer == 2:
@@ -50,6 +52,24 @@ class Layer(nn.Module):
         return self.attention(normal_SBTD, context) + self.feed_forward(kept_SBTD)
 
 
+class Conjunction(BranchLinear):
+    """Joins Kraken's streams: concatenated, then one map from N d to d, a part a sub-layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        width = config.hidden_size
+        bias_rows = 1 if config.bias else 0
+        super().__init__(config.num_sublayers, width, width, bias_rows, config.initializer_range)
+        self._starts_as_mean = config.conjunction_init == "mean"
+
+    def reset_parameters(self) -> None:
+        """Draw new weights, or average the streams."""
+        super().reset_parameters()
+        if self._starts_as_mean:
+            branches, width, _ = self.weight.shape
+            with torch.no_grad():
+                self.weight.copy_(torch.eye(width) / branches)
+
+
 class Decoder(nn.Module):
     """Token ids to the hidden states that the output head reads.
 
@@ -67,13 +87,7 @@ class Decoder(nn.Module):
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         if config.traits.conjunction:
-            self.conjunction = BranchLinear(
-                config.num_sublayers,
-                config.hidden_size,
-                config.hidden_size,
-                1 if config.bias else 0,
-                config.initializer_range,
-            )
+            self.conjunction = Conjunction(config)
         self.norm = _norm(config, 1)
 
     def initialise(self) -> None:

@@ -1,0 +1,157 @@
+"""The protocol of ``make parity``: what it trains, what it keeps, and how it sums up."""
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from krakenlm.errors import KrakenError
+from krakenlm.files import write_json
+from krakenlm.train.history import History, Loss
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import parity  # noqa: E402
+import parity_page  # noqa: E402
+from parity import Model, Protocol, run_protocol  # noqa: E402
+
+RATES = (0.01, 0.02, 0.04)
+SEEDS = (5, 6)
+STANDARD = Model("standard", ("model.wiring=standard", "model.num_sublayers=1"))
+KRAKEN = Model("kraken 2-way")
+VARIANT = Model("kraken 2-way, mean", ("model.conjunction_init=mean",), rate_of="kraken 2-way")
+MODELS = (STANDARD, KRAKEN, VARIANT)
+# The best rate of each model is another one, Kraken's at the grid's edge.
+LOSSES = {
+    "standard": {0.01: 4.2, 0.02: 4.0, 0.04: 4.1},
+    "kraken": {0.01: 4.5, 0.02: 4.3, 0.04: 4.2},
+}
+
+
+class Training:
+    """Stands in for ``krakenlm train``: notes what was asked, and writes a made-up history."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, str]] = []
+        self.fails = False
+
+    def __call__(self, arguments, log) -> int:
+        assert arguments[0] == "train"
+        if self.fails:
+            log.write_text("reading\nno space left\n")
+            return 2
+        asked = dict(word.split("=", 1) for word in arguments[3::2])
+        self.asked.append(asked)
+        kind = asked.get("model.wiring", "kraken")
+        loss = LOSSES[kind][float(asked["training.learning_rate"])]
+        loss += 0.05 * int(asked["training.seed"]) - 0.01 * ("model.conjunction_init" in asked)
+        history = History(
+            tokens_per_step=128,
+            parameters=1000,
+            training=(),
+            validation=(Loss(step=4, loss=9.0), Loss(step=8, loss=loss)),
+            speed={"seconds": 3.0},
+        )
+        write_json(Path(asked["output"]) / "history.json", history.to_dict())
+        return 0
+
+
+@pytest.fixture
+def training():
+    return Training()
+
+
+@pytest.fixture
+def protocol(tmp_path, tiny_data, training):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tiny.recipe_text(Path("data"), Path("run")))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "data").symlink_to(tiny_data)
+    return Protocol(recipe, tmp_path / "results", tmp_path / "work", 2, training)
+
+
+def test_every_model_gets_the_grid_once_and_the_other_seeds_at_its_best(protocol, training):
+    measured = run_protocol(protocol, MODELS, RATES, SEEDS)
+    grid = [(rate, 5) for rate in RATES]
+    expected = {
+        "standard": [*grid, (0.02, 6)],
+        "kraken 2-way": [*grid, (0.04, 6)],
+        "kraken 2-way, mean": [(0.04, 5), (0.04, 6)],
+    }
+    for name, jobs in expected.items():
+        found = [(run.learning_rate, run.seed) for run in measured if run.model == name]
+        assert sorted(found) == sorted(jobs), name
+    assert len(training.asked) == len(measured)
+
+
+def test_what_is_measured_is_not_trained_again_but_another_setting_is(protocol, training, tmp_path):
+    first = run_protocol(protocol, MODELS, RATES, SEEDS)
+    count = len(training.asked)
+    assert run_protocol(protocol, MODELS, RATES, SEEDS) == first
+    assert len(training.asked) == count
+
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("steps = 8", "steps = 9"))
+    run_protocol(protocol, MODELS, RATES, SEEDS)
+    assert len(training.asked) == 2 * count
+
+
+def test_a_result_is_kept_when_an_option_is_added_that_it_does_not_use(
+    protocol, training, tmp_path
+):
+    run_protocol(protocol, [STANDARD], [0.02], [5])
+    (kept,) = (tmp_path / "results" / "runs").glob("*.json")
+    older = json.loads(kept.read_text())
+    del older["setting"]["model"]["conjunction_init"]
+    write_json(kept, older)
+    run_protocol(protocol, [STANDARD], [0.02], [5])
+    assert len(training.asked) == 1
+
+
+def test_a_run_that_fails_ends_the_protocol_with_what_it_said(protocol, training):
+    training.fails = True
+    with pytest.raises(KrakenError, match=r"standard-lr0.01-seed5.*ended with 2: no space left"):
+        run_protocol(protocol, MODELS, RATES, SEEDS)
+
+
+def test_differences_are_taken_seed_by_seed_at_each_models_best_rate(protocol):
+    measured = run_protocol(protocol, MODELS, RATES, SEEDS)
+    found = parity_page.summary(measured, ["text"], "recipe.toml", {})
+    assert found["tokens"] == 8 * 128
+    standard, kraken, variant = found["models"]
+    assert (standard["best_learning_rate"], standard["best_is_at_edge"]) == (0.02, False)
+    assert (kraken["best_learning_rate"], kraken["best_is_at_edge"]) == (0.04, True)
+    assert not variant["best_is_at_edge"], "it had no grid"
+    assert [entry["loss"] for entry in kraken["grid"]] == pytest.approx(
+        [loss + 0.25 for loss in (4.5, 4.3, 4.2)]
+    )
+    assert standard["loss"] == pytest.approx({"mean": 4.275, "least": 4.25, "most": 4.3})
+    assert standard["perplexity"] == pytest.approx(math.exp(4.275))
+    ratios = [math.exp(4.45) / math.exp(4.25), math.exp(4.5) / math.exp(4.3)]
+    over = kraken["perplexity_over_standard_percent"]
+    assert over["mean"] == pytest.approx(100 * (statistics.mean(ratios) - 1))
+    assert variant["perplexity_over_standard_percent"]["mean"] < over["mean"]
+
+
+def test_every_model_of_the_protocol_fits_its_recipes():
+    for path in (ROOT / "recipes").glob("parity-*.toml"):
+        for model in parity.MODELS:
+            recipe = parity.read_recipe(path, lambda data: 2048, model.changes)
+            assert recipe.training.eval_every > 0
+
+
+def test_pictures_and_tables_are_drawn_from_the_summary(protocol, tmp_path, monkeypatch):
+    measured = run_protocol(protocol, MODELS, RATES, SEEDS)
+    found = parity_page.summary(measured, ["text"], "recipe.toml", {})
+    parity_page.write_summary(tmp_path, found)
+    parity_page.draw(tmp_path)
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(parity_page, "load_summary", lambda: found)
+    assert "| kraken 2-way | 16 |" in parity_page.parity_table()
+    assert "0.04 (edge)" in parity_page.parity_table()
+    assert "| standard | 4.450 | 4.250 | 4.350 |" in parity_page.grid_table()
