@@ -4,12 +4,14 @@ PYTHON := python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo
+# More options of `make parity`, such as "--recipe recipes/parity-gpu.toml".
+PARITY :=
 # Of `make bench`: how often each scenario runs, and the python of an environment with vLLM.
 RUNS   := 3
 VLLM_PYTHON :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-slow check format docs clean
+.PHONY: help demo bench parity test test-slow check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +39,10 @@ demo: $(VENV)/.installed  ## train Kraken and its GPT-2-style twin on text, spli
 
 bench: $(VENV)/.installed  ## measure what docs/latency.md shows, about 40 minutes (VLLM_PYTHON=... to measure vLLM too)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/run_bench.py --runs $(RUNS) $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
+
+parity: $(VENV)/.installed  ## train every architecture over a grid of learning rates and seeds, two hours on two cores (TEXT=FILE...)
+	@test -n "$(TEXT)" || { echo "make parity needs a text to learn from: TEXT=openwebtext.jsonl.gz, or what krakenlm prepare --text reads"; exit 2; }
+	$(BIN)/python scripts/parity.py --text $(TEXT) $(PARITY)
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on two cores
 	$(BIN)/python -m pytest

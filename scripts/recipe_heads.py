@@ -20,6 +20,9 @@ VOCABULARY = 4096
 # What a short run of recipes/small-cpu-gpt2.toml reached on two cores of an AMD EPYC in bfloat16
 # (5,800 tokens a second) while other programs ran beside it.
 TWO_CORES_FLOPS = 140e9
+# What the runs of docs/results/parity reached on one core of the same machine in float32, with
+# another run on the other core.
+ONE_CORE_FLOPS = 55e9
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ def _gpus(count: int, name: str, mfu: float) -> Hardware:
 LARGE = [_gpus(8, "A100", 0.4), _gpus(8, "H100", 0.4)]
 SMALL = [_gpus(1, "A100", 0.25), _gpus(1, "H100", 0.25)]
 CPU = [Hardware("2 CPU cores", TWO_CORES_FLOPS, f"at {TWO_CORES_FLOPS / 1e9:.0f} GFLOP/s")]
+ONE_CORE = [Hardware("1 CPU core", ONE_CORE_FLOPS, f"at {ONE_CORE_FLOPS / 1e9:.0f} GFLOP/s")]
 
 
 def hardware_of(name: str) -> list[Hardware]:
     """What a recipe of this name is meant for."""
-    if name.startswith(("small-cpu", "parity-cpu", "example")):
+    if name == "parity-cpu":
+        return ONE_CORE
+    if name.startswith(("small-cpu", "example")):
         return CPU
     return SMALL if name.startswith(("small-gpu", "parity-gpu")) else LARGE
 
@@ -86,7 +92,8 @@ def load(path: Path) -> Recipe:
 
 def _span(seconds: float) -> str:
     if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} minutes"
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
     return f"{seconds / 3600:.0f} hours"
 
 
