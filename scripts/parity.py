@@ -59,11 +59,22 @@ def _kraken(sublayers: int, rule: str) -> Model:
     return Model(f"kraken {sublayers}-way {rule}", changes)
 
 
+def _varied(base: Model, option: str) -> Model:
+    """With one option of the configuration turned on, at the learning rate found without it."""
+    name, _, value = option.partition("=")
+    return Model(f"{base.name}, {name} {value}", (*base.changes, f"model.{option}"), base.name)
+
+
+# The options that docs/parity.md reports on are tried on this one.
+_FOUR_WAY = _kraken(4, "published")
 MODELS = (
     Model("standard"),
     Model("parallel", ("model.wiring=parallel",)),
     Model("ladder", ("model.wiring=ladder",)),
     *(_kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
+    _varied(_FOUR_WAY, "conjunction_init=mean"),
+    _varied(_FOUR_WAY, "output_init=own-stream"),
+    _varied(_FOUR_WAY, "sum_scale=0.25"),
 )
 
 
@@ -78,7 +89,8 @@ class Job:
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.model.name.replace(' ', '-')}-lr{self.learning_rate:g}-seed{self.seed}"
+        model = self.model.name.replace(",", "").replace(" ", "-")
+        return f"{model}-lr{self.learning_rate:g}-seed{self.seed}"
 
     @property
     def overrides(self) -> list[str]:

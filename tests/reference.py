@@ -43,11 +43,13 @@ def kraken(config: ModelConfig, w: State, x: Tensor) -> Tensor:
     layer l > 1:   S = sum_j y_j,  a_i = Attn_i(LN1_i(y_i)),  z_i = a_i + S
                    y_i <- y_i + a_i + FFN_i(LN2_i(z_i))
     output:        u = sum_i W_i y_i + b
+
+    Both sums, over j and over i, are multiplied by sum_scale, which is 1 in the paper.
     """
     sublayers = range(config.num_sublayers)
     y = [x for _ in sublayers]
     for layer in range(config.num_hidden_layers):
-        s = sum(y)
+        s = config.sum_scale * sum(y)
         for i in sublayers:
             a = attention(config, w, layer, i, norm(config, w, _name(layer, "norm_1"), i, y[i]))
             a = a + bias(w, _name(layer, "attention.output"), i)
@@ -56,7 +58,7 @@ def kraken(config: ModelConfig, w: State, x: Tensor) -> Tensor:
             f = f + bias(w, _name(layer, "feed_forward.down"), i)
             y[i] = y[i] + a + f
     u = sum(y[i] @ w["model.conjunction.weight"][i].T for i in sublayers)
-    return u + bias(w, "model.conjunction", 0)
+    return config.sum_scale * (u + bias(w, "model.conjunction", 0))
 
 
 def standard(config: ModelConfig, w: State, x: Tensor) -> Tensor:

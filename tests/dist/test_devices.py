@@ -22,8 +22,9 @@ MODELS = {
         "head_dim": 6, "ffn_dim": 20, "position": "rope", "norm": "rmsnorm", "activation": "swiglu",
         "bias": True, "tie_word_embeddings": False,
     },
-    "kraken 5 with biases": {
+    "kraken 5 with biases and means": {
         "wiring": "kraken", "num_sublayers": 5, "heads_per_sublayer": 2, "bias": True,
+        "sum_scale": 0.2,
     },
     "standard": {
         "wiring": "standard", "num_sublayers": 1, "heads_per_sublayer": 8, "bias": True,

@@ -62,6 +62,7 @@ REFUSED = [
     ({"dropout": float("nan")}, ["dropout=nan", "0 or more"]),
     ({"norm_eps": 0.0}, ["norm_eps=0.0", "positive"]),
     ({"rope_theta": float("inf")}, ["rope_theta=inf", "positive"]),
+    ({"sum_scale": 0.0}, ["sum_scale=0.0", "positive"]),
     ({"initializer_range": -0.02}, ["initializer_range=-0.02", "positive"]),
     (
         {"hidden_size": 680},

@@ -86,6 +86,12 @@ def test_every_combination_of_options_equals_the_reference(wiring) -> None:
         check(config, torch.tensor([[1, 5, 10]]))
 
 
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_scaled_sums_equal_the_reference_and_concern_kraken_alone(wiring) -> None:
+    values = {**SMALL, "wiring": wiring, "num_sublayers": 3, "bias": True, "norm_eps": 1e-3}
+    check(ModelConfig.from_dict({**values, "sum_scale": 1 / 3}), torch.tensor([[1, 5, 10]]))
+
+
 def check(config: ModelConfig, ids: torch.Tensor) -> None:
     """Logits, and the gradient of a random functional of them for each parameter."""
     torch.manual_seed(0)

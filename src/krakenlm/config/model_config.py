@@ -61,7 +61,9 @@ class ModelConfig:
             ``all-streams`` is the authors' initializer_range / sqrt(2 L N), ``own-stream`` leaves
             N out. They differ in Kraken only.
         conjunction_init: Kraken's conjunction starts as other weights do, or as the mean of the
-            streams, identity / N. See docs/parity.md for what either does.
+            streams, identity / N.
+        sum_scale: Kraken's sums over streams are multiplied by it. The paper's S is a plain sum;
+            with 1/N it is a mean. docs/parity.md says what this and the two options before do.
 
     Raises:
         ConfigError: an impossible value or combination; the message names the field, the value
@@ -89,6 +91,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     output_init: Literal["all-streams", "own-stream"] = "all-streams"
     conjunction_init: Literal["normal", "mean"] = "normal"
+    sum_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -156,7 +159,7 @@ class ModelConfig:
                 )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout}: needs 0 or more and less than 1")
-        for name in ("norm_eps", "rope_theta", "initializer_range"):
+        for name in ("norm_eps", "rope_theta", "initializer_range", "sum_scale"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}={getattr(self, name)}: needs a positive number")
 

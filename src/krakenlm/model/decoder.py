@@ -16,7 +16,7 @@ from krakenlm.config import ModelConfig
 from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep, rotary
 from krakenlm.model.feed_forward import FeedForward
 from krakenlm.model.layers import BranchLinear, Norm
-from krakenlm.model.reduce import Reducer
+from krakenlm.model.reduce import Reducer, ScaledReducer
 from krakenlm.model.wiring import WIRING_FUNCTIONS, Block, Pass, run
 
 BlockWrapper = Callable[[int, Block], Block]
@@ -156,6 +156,8 @@ class Decoder(nn.Module):
         ]
         if wrap is not None:
             blocks = [wrap(index, block) for index, block in enumerate(blocks)]
+        if config.traits.own_streams and config.sum_scale != 1.0:
+            reducer = ScaledReducer(reducer, config.sum_scale)
         wiring = WIRING_FUNCTIONS[config.wiring]
         return wiring(blocks, x_BTD.unsqueeze(0), reducer, self._join)
 

@@ -47,3 +47,28 @@ class LocalReducer:
         if branches_KBTD.shape[0] == 1:
             return Ready(branches_KBTD)
         return Ready(branches_KBTD.sum(dim=0, keepdim=True))
+
+
+class ScaledReducer:
+    """What another Reducer sums, times a number: its sums over N streams are means with 1/N.
+
+    Args:
+        reducer: makes the sums.
+        scale: the number.
+    """
+
+    def __init__(self, reducer: Reducer, scale: float) -> None:
+        self._reducer = reducer
+        self._scale = scale
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        """Start the sum."""
+        return _Scaled(self._reducer.begin(branches_KBTD), self._scale)
+
+
+class _Scaled(NamedTuple):
+    pending: Pending
+    scale: float
+
+    def wait(self) -> Tensor:
+        return self.pending.wait() * self.scale
