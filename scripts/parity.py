@@ -15,7 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,6 +72,8 @@ MODELS = (
     Model("parallel", ("model.wiring=parallel",)),
     Model("ladder", ("model.wiring=ladder",)),
     *(_kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
+)
+VARIANTS = (
     _varied(_FOUR_WAY, "conjunction_init=mean"),
     _varied(_FOUR_WAY, "output_init=own-stream"),
     _varied(_FOUR_WAY, "sum_scale=0.25"),
@@ -211,26 +213,30 @@ def _with_defaults(setting: dict[str, Any]) -> dict[str, Any]:
     return {**setting, "model": model, "training": training}
 
 
-def run_protocol(
+def tune_and_repeat(
     protocol: Protocol, models: Sequence[Model], rates: Sequence[float], seeds: Sequence[int]
 ) -> list[Measured]:
     """The grid on the first seed, then the other seeds at each model's best rate."""
-    tuned = [model for model in models if not model.rate_of]
     first, *others = seeds
-    grid = [Job(model, rate, first) for model in tuned for rate in rates]
-    measured = protocol.train(grid, "learning rates")
-    best = {model.name: parity_page.best_rate(measured, model.name) for model in tuned}
-    repeats = list(_repeats(models, best, first, others))
-    return [*measured, *protocol.train(repeats, "seeds")]
+    grid = protocol.train((Job(m, rate, first) for m in models for rate in rates), "learning rates")
+    best = {model.name: parity_page.best_rate(grid, model.name) for model in models}
+    repeats = [Job(model, best[model.name], seed) for seed in others for model in models]
+    return [*grid, *protocol.train(repeats, "seeds")]
 
 
-def _repeats(
-    models: Sequence[Model], best: dict[str, float], first: int, others: Sequence[int]
-) -> Iterator[Job]:
-    for seed in (first, *others):
-        for model in models:
-            if model.rate_of or seed != first:
-                yield Job(model, best[model.rate_of or model.name], seed)
+def try_options(
+    protocol: Protocol,
+    variants: Sequence[Model],
+    measured: Sequence[Measured],
+    seeds: Sequence[int],
+) -> list[Measured]:
+    """All seeds of each variant at the best rate of the model that it varies."""
+    jobs = [
+        Job(model, parity_page.best_rate(measured, model.rate_of), seed)
+        for seed in seeds
+        for model in variants
+    ]
+    return protocol.train(jobs, "options")
 
 
 def main() -> None:
@@ -243,13 +249,19 @@ def main() -> None:
             options.recipe, results, work, options.processes, krakenlm_on_one_thread
         )
         protocol.prepare(options.text, options.tokenizer)
-        measured = run_protocol(protocol, MODELS, options.learning_rates, options.seeds)
-        environment = asdict(Environment.here(len(cores_here())))
-        texts = [text.name for text in options.text]
-        found = parity_page.summary(measured, texts, options.recipe.name, environment)
-        parity_page.write_summary(results, found)
+        measured = tune_and_repeat(protocol, MODELS, options.learning_rates, options.seeds)
+        _sum_up(measured, options, results)
+        measured += try_options(protocol, VARIANTS, measured, options.seeds)
+        _sum_up(measured, options, results)
     parity_page.draw(results)
     markers.rewrite([parity_page.PAGE], parity_page.TABLES)
+
+
+def _sum_up(measured: Sequence[Measured], options: argparse.Namespace, results: Path) -> None:
+    environment = asdict(Environment.here(len(cores_here())))
+    texts = [text.name for text in options.text]
+    found = parity_page.summary(measured, texts, options.recipe.name, environment)
+    parity_page.write_summary(results, found)
 
 
 def _options() -> argparse.Namespace:
@@ -258,7 +270,7 @@ def _options() -> argparse.Namespace:
     add("--text", type=Path, nargs="+", default=[], help="what to learn from")
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
     add("--recipe", type=Path, default=ROOT / "recipes" / "parity-cpu.toml")
-    add("--learning-rates", type=float, nargs="+", default=[7.5e-4, 1.5e-3, 3e-3])
+    add("--learning-rates", type=float, nargs="+", default=[3e-3, 6e-3, 1.2e-2])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--results", type=Path, default=parity_page.RESULTS, help="where results are kept")
     add("--processes", type=int, default=len(cores_here()), help="runs side by side")
