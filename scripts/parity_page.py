@@ -67,6 +67,19 @@ def best_rate(runs: Iterable[Measured], model: str) -> float:
     return min((run for run in runs if run.model == model), key=lambda run: run.loss).learning_rate
 
 
+def next_rate(runs: Iterable[Measured], model: str) -> float | None:
+    """What to try where a model's best learning rate is the lowest or the highest tried.
+
+    One step of the grid further, in ratio; None where the best one has neighbours on both sides.
+    """
+    own = [run for run in runs if run.model == model]
+    rates = sorted(run.learning_rate for run in own)
+    best = best_rate(own, model)
+    if len(rates) < 2 or rates[0] < best < rates[-1]:
+        return None
+    return best * (rates[0] / rates[1] if best == rates[0] else rates[-1] / rates[-2])
+
+
 def summary(
     measured: Sequence[Measured], texts: Sequence[str], recipe: str, environment: dict[str, Any]
 ) -> dict[str, Any]:
@@ -109,7 +122,6 @@ def _entry(
         "wiring": first.setting["model"]["wiring"],
         "grid": [{"learning_rate": rate, "loss": loss} for rate, loss in sorted(rates.items())],
         "best_learning_rate": best,
-        "best_is_at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
         "seeds": [{"seed": seed, "loss": run.loss} for seed, run in seeds.items()],
         "loss": _spread(losses),
         "perplexity": math.exp(statistics.mean(losses)),
@@ -152,7 +164,7 @@ def parity_table() -> str:
             f"{model['hidden_size']}",
             f"{model['head_dim']}",
             f"{model['parameters']:,}",
-            f"{model['best_learning_rate']:g}{' (edge)' if model['best_is_at_edge'] else ''}",
+            f"{model['best_learning_rate']:g}",
             _range(model["loss"], "{:.3f}"),
             f"{model['perplexity']:.1f}",
             _range(model["perplexity_over_standard_percent"], "{:+.1f} %"),
@@ -163,10 +175,17 @@ def parity_table() -> str:
 
 
 def grid_table() -> str:
-    """Validation loss of the first seed at every learning rate of the grid."""
+    """Validation loss of the first seed at every learning rate that a model was trained with."""
     models = [model for model in load_summary()["models"] if len(model["grid"]) > 1]
-    rates = [entry["learning_rate"] for entry in models[0]["grid"]]
-    rows = [(m["name"], *(f"{entry['loss']:.3f}" for entry in m["grid"])) for m in models]
+    grids = {
+        model["name"]: {entry["learning_rate"]: entry["loss"] for entry in model["grid"]}
+        for model in models
+    }
+    rates = sorted(set().union(*grids.values()))
+    rows = [
+        (name, *(f"{grid[rate]:.3f}" if rate in grid else "" for rate in rates))
+        for name, grid in grids.items()
+    ]
     return markers.markdown(("model", *(f"{rate:g}" for rate in rates)), rows, numbers=True)
 
 
@@ -214,7 +233,7 @@ def _draw_grid(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
         axes.plot(rates, losses, style, marker="o", color=WIRING_COLOURS[model["wiring"]])
         axes.annotate(model["name"], (rates[-1], losses[-1]), fontsize=6, va="center")
     axes.set_xscale("log")
-    rates = [entry["learning_rate"] for entry in tuned[0]["grid"]]
+    rates = sorted({entry["learning_rate"] for model in tuned for entry in model["grid"]})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.set_xlabel("learning rate")

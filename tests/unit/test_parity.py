@@ -26,10 +26,10 @@ STANDARD = Model("standard", ("model.wiring=standard", "model.num_sublayers=1"))
 KRAKEN = Model("kraken 2-way")
 VARIANT = Model("kraken 2-way, mean", ("model.conjunction_init=mean",), rate_of="kraken 2-way")
 MODELS = (STANDARD, KRAKEN)
-# The best rate of each model is another one, Kraken's at the grid's edge.
+# Kraken's best rate lies two steps above the grid.
 LOSSES = {
     "standard": {0.01: 4.2, 0.02: 4.0, 0.04: 4.1},
-    "kraken": {0.01: 4.5, 0.02: 4.3, 0.04: 4.2},
+    "kraken": {0.01: 4.5, 0.02: 4.4, 0.04: 4.3, 0.08: 4.2, 0.16: 4.6},
 }
 
 
@@ -81,13 +81,15 @@ def protocol(tmp_path, tiny_data, training):
     return Protocol(recipe, tmp_path / "results", tmp_path / "work", 2, training)
 
 
-def test_every_model_gets_the_grid_once_and_the_other_seeds_at_its_best(protocol, training):
+def test_the_grid_is_extended_until_the_best_rate_has_neighbours_and_other_seeds_take_it(
+    protocol, training
+):
     measured = run_protocol(protocol, MODELS, RATES, SEEDS)
     grid = [(rate, 5) for rate in RATES]
     expected = {
         "standard": [*grid, (0.02, 6)],
-        "kraken 2-way": [*grid, (0.04, 6)],
-        "kraken 2-way, mean": [(0.04, 5), (0.04, 6)],
+        "kraken 2-way": [*grid, (0.08, 5), (0.08, 6), (0.16, 5)],
+        "kraken 2-way, mean": [(0.08, 5), (0.08, 6)],
     }
     for name, jobs in expected.items():
         found = [(run.learning_rate, run.seed) for run in measured if run.model == name]
@@ -130,11 +132,9 @@ def test_differences_are_taken_seed_by_seed_at_each_models_best_rate(protocol):
     found = parity_page.summary(measured, ["text"], "recipe.toml", {})
     assert found["tokens"] == 8 * 128
     standard, kraken, variant = found["models"]
-    assert (standard["best_learning_rate"], standard["best_is_at_edge"]) == (0.02, False)
-    assert (kraken["best_learning_rate"], kraken["best_is_at_edge"]) == (0.04, True)
-    assert not variant["best_is_at_edge"], "it had no grid"
+    assert [m["best_learning_rate"] for m in found["models"]] == [0.02, 0.08, 0.08]
     assert [entry["loss"] for entry in kraken["grid"]] == pytest.approx(
-        [loss + 0.25 for loss in (4.5, 4.3, 4.2)]
+        [loss + 0.25 for loss in (4.5, 4.4, 4.3, 4.2, 4.6)]
     )
     assert standard["loss"] == pytest.approx({"mean": 4.275, "least": 4.25, "most": 4.3})
     assert standard["perplexity"] == pytest.approx(math.exp(4.275))
@@ -159,5 +159,10 @@ def test_pictures_and_tables_are_drawn_from_the_summary(protocol, tmp_path, monk
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(parity_page, "load_summary", lambda: found)
     assert "| kraken 2-way | 16 |" in parity_page.parity_table()
-    assert "0.04 (edge)" in parity_page.parity_table()
-    assert "| standard | 4.450 | 4.250 | 4.350 |" in parity_page.grid_table()
+    assert "| standard | 4.450 | 4.250 | 4.350 |  |  |" in parity_page.grid_table()
+
+
+def test_the_next_learning_rate_lies_one_step_outside_the_grid(protocol):
+    runs = tune_and_repeat(protocol, [STANDARD], [0.02, 0.04], [5])
+    assert [run.learning_rate for run in runs] == [0.02, 0.04, 0.01]
+    assert parity_page.next_rate(runs, "standard") is None
