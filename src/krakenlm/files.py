@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all."""
+"""Outputs that appear whole or not at all, and folders that one process holds."""
 
 import errno
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,11 @@ def resumable_directory(
     partial = unfinished(target)
     with _refusals(target):
         partial.mkdir(parents=True, exist_ok=True)
-    with _alone_in(partial):
+    busy = (
+        f"{partial} is being written by another krakenlm: wait for it to end, or choose another "
+        "output folder"
+    )
+    with hold(partial, busy):
         try:
             with disk_errors(target):
                 yield partial
@@ -75,6 +80,40 @@ def unfinished(target: Path) -> Path:
     """Where ``resumable_directory`` keeps what is to become ``target``."""
     target = Path(target).resolve()
     return target.with_name(f"{target.name}.unfinished")
+
+
+@contextmanager
+def hold(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder against other processes; the system lets go of it when this one ends.
+
+    On a file system without locks nobody is kept out.
+
+    Raises:
+        KrakenError: ``busy``, where another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        for wait in (0.05,) * 10 + (0.0,):  # who only looks, in ``is_held``, has it for a moment
+            if _locked(handle, exclusive=True):
+                break
+            if not wait:
+                raise KrakenError(busy)
+            time.sleep(wait)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process on this machine, or on one that shares its locks, holds the folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _locked(handle, exclusive=False)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -128,24 +167,18 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise KrakenError(f"cannot write {target}: {reason}") from error
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of it when this one ends."""
+def _locked(handle: int, *, exclusive: bool) -> bool:
+    """Whether the lock could be had; it stays until the handle is closed."""
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # others than this come from file systems without locks
-            if isinstance(error, BlockingIOError):
-                raise KrakenError(
-                    f"{folder} is being written by another krakenlm: wait for it to end, or "
-                    "choose another output folder"
-                ) from None
-        yield
-    finally:
-        os.close(handle)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
 
 
 def _refuse_what_is_there(shown: Path, target: Path, replace: bool) -> None:

@@ -1,7 +1,10 @@
 """Outputs appear whole or not at all, and what was there stays until they do."""
 
 import errno
+import fcntl
+import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,15 @@ import pytest
 import tiny
 from krakenlm import files
 from krakenlm.errors import KrakenError
-from krakenlm.files import disk_errors, whole_directory, whole_file, write_json, write_whole
+from krakenlm.files import (
+    disk_errors,
+    hold,
+    is_held,
+    whole_directory,
+    whole_file,
+    write_json,
+    write_whole,
+)
 
 
 class Stop(BaseException):
@@ -156,3 +167,29 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
         raise error
     assert caught.value is error
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+    assert not is_held(tmp_path / "not there") and not is_held(tmp_path)
+    with hold(tmp_path, "in use: wait"):
+        assert is_held(tmp_path)
+        with pytest.raises(KrakenError, match=r"^in use: wait$"), hold(tmp_path, "in use: wait"):
+            pytest.fail("the block must not run")
+    assert not is_held(tmp_path)
+
+
+def test_who_only_looks_at_a_folder_keeps_nobody_from_it(tmp_path):
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.1, os.close, [looking]).start()
+    with hold(tmp_path, "in use"):
+        assert is_held(tmp_path)
+
+
+def test_a_file_system_without_locks_is_taken_as_it_is(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with hold(tmp_path, "in use"):
+        assert not is_held(tmp_path)

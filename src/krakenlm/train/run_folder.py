@@ -9,20 +9,16 @@
 """
 
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from krakenlm.data.manifest import Manifest
 from krakenlm.errors import KrakenError
-from krakenlm.files import write_json
+from krakenlm.files import hold, is_held, write_json
 from krakenlm.train.recipe import Recipe
 
 _COMPLETE = "complete"
@@ -63,42 +59,15 @@ class RunFolder:
     @property
     def is_running(self) -> bool:
         """Whether a process on this machine, or on one that shares its locks, trains here now."""
-        try:
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False  # a file system without locks
-        finally:
-            os.close(handle)
-        return False
+        return is_held(self.path)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Keep other processes from training here; the system lets go when this one ends.
 
         Raises:
-            KrakenError: another process trains here.
+            KrakenError: another process trains here, said on entering.
         """
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            for wait in (0.05,) * 10 + (0.0,):  # whoever only looks holds it for a moment
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not wait:
-                        raise self._busy() from None
-                    time.sleep(wait)
-                except OSError:
-                    break  # a file system without locks
-            yield
-        finally:
-            os.close(handle)
+        return hold(self.path, self._busy)
 
     def claim(self, recipe: Recipe, manifest: Manifest, *, restart: bool) -> None:
         """Take the folder for this recipe and these tokens, or refuse one that others made.
@@ -115,7 +84,7 @@ class RunFolder:
         file = self.recipe_file
         found = resolved_recipe(file)
         if found is not None and self.is_running:
-            raise self._busy()
+            raise KrakenError(self._busy)
         if found is None:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise KrakenError(
@@ -159,8 +128,9 @@ class RunFolder:
         self.history.unlink(missing_ok=True)
         self.recipe_file.unlink()
 
-    def _busy(self) -> KrakenError:
-        return KrakenError(f"{self.path}: another process trains here: wait, or stop it first")
+    @property
+    def _busy(self) -> str:
+        return f"{self.path}: another process trains here: wait, or stop it first"
 
     def _all_checkpoints(self) -> list[Path]:
         return [path for path in self.checkpoints.glob("checkpoint-*") if path.is_dir()]
