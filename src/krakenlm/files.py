@@ -150,6 +150,19 @@ def write_json(target: Path, value: Any) -> None:
     write_whole(target, as_json(value))
 
 
+@contextmanager
+def json_file(target: Path | None) -> Iterator[Callable[[Any], object]]:
+    """Yield what writes a value to ``target`` as JSON at the block's end; nothing without one.
+
+    Where ``target`` cannot be written is said before the block spends time on making the value.
+    """
+    if target is None:
+        yield lambda value: None
+        return
+    with whole_file(target) as partial:
+        yield lambda value: partial.write_text(as_json(value), encoding="utf-8")
+
+
 def as_json(value: Any) -> str:
     """``value`` as the indented JSON of all our files."""
     return json.dumps(value, indent=2) + "\n"

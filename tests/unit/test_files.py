@@ -16,6 +16,7 @@ from krakenlm.files import (
     disk_errors,
     hold,
     is_held,
+    json_file,
     whole_directory,
     whole_file,
     write_json,
@@ -130,6 +131,21 @@ def test_text_and_json(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a" / "values.json", object())
     assert len(tiny.snapshot(tmp_path)) == 3
+
+
+def test_where_json_cannot_be_written_is_said_before_there_is_any(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / "file" / "values.json"
+    with pytest.raises(KrakenError, match="a part of this path is a file"), json_file(target):
+        pytest.fail("the block must not run")
+    with pytest.raises(Stop), json_file(tmp_path / "values.json"):
+        raise Stop
+    with json_file(None) as write:
+        write({"nobody": "asked"})
+    assert tiny.snapshot(tmp_path) == {"file": b"in the way"}
+    with json_file(tmp_path / "values.json") as write:
+        write({"b": [1, 2]})
+    assert (tmp_path / "values.json").read_text() == files.as_json({"b": [1, 2]})
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from krakenlm.cli.options import OneDeviceOption
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def evaluate(
         typer.Option(help="Examples of each task at most, the first ones.", show_default="all"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Requests computed at once.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: OneDeviceOption = "auto",
     json: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the scores as JSON.", show_default=False),
@@ -64,7 +64,7 @@ def evaluate(
     from krakenlm.eval.harness import evaluate as ask
     from krakenlm.eval.official import chosen_tasks
     from krakenlm.eval.report import EvalReport
-    from krakenlm.files import as_json, whole_file
+    from krakenlm.files import json_file
 
     chosen = chosen_tasks(tasks)
     bases = [EvalReport.load(path) for path in compare or ()]
@@ -72,9 +72,7 @@ def evaluate(
         _refuse_json(model, json)
         _show([*bases, EvalReport.load(model)])
         return
-    with ExitStack() as stack:
-        # Where the file cannot be written is said before the evaluation, not after it.
-        file = None if json is None else stack.enter_context(whole_file(json))
+    with json_file(json) as write:
         report = ask(
             model,
             chosen,
@@ -86,8 +84,7 @@ def evaluate(
             command=["krakenlm", *sys.argv[1:]],
         )
         _show([*bases, report])  # before the file: a full disk costs no evaluation
-        if file is not None:
-            file.write_text(as_json(report.to_json()), encoding="utf-8")
+        write(report.to_json())
 
 
 def _refuse_json(model: Path, json: Path | None) -> None:

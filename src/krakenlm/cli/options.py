@@ -1,10 +1,12 @@
-"""Options that mean the same in every command that runs on several devices."""
+"""Options that mean the same in several commands."""
 
 from typing import Annotated
 
 import typer
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+"""Of each of several ranks, which find their own GPU."""
+OneDeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 LinkOption = Annotated[
     str, typer.Option(help="real, or a link to emulate, such as gbps=1,latency_us=50.")
 ]

@@ -1,10 +1,11 @@
 """``krakenlm perplexity``: how well a model predicts a text."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from krakenlm.cli.options import OneDeviceOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +41,7 @@ def perplexity(
             help="Take documents one by one; otherwise windows reach over their ends.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: OneDeviceOption = "auto",
     json: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the numbers as JSON.", show_default=False),
@@ -49,11 +50,9 @@ def perplexity(
     """Report loss, perplexity and bits per byte of a model on a text."""
     from krakenlm.console import results
     from krakenlm.eval.perplexity import perplexity as measure
-    from krakenlm.files import as_json, whole_file
+    from krakenlm.files import json_file
 
-    with ExitStack() as stack:
-        # Where the file cannot be written is said before the measurement, not after it.
-        file = None if json is None else stack.enter_context(whole_file(json))
+    with json_file(json) as write:
         result = measure(
             model,
             data,
@@ -65,9 +64,7 @@ def perplexity(
             split=split,
         )
         results.print(_table(result))  # before the file: a full disk costs no measurement
-        if file is not None:
-            values = {"model": str(model), "data": str(data), **result.to_json()}
-            file.write_text(as_json(values), encoding="utf-8")
+        write({"model": str(model), "data": str(data), **result.to_json()})
 
 
 def _table(result: "PerplexityResult") -> "Table":
