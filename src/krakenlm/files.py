@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,25 @@ from krakenlm.errors import KrakenError
 def whole_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that becomes ``target`` when the block succeeds.
 
-    On any exception, Ctrl-C included, the folder is removed and ``target`` stays as it was.
+    On any exception, Ctrl-C included, the folder is removed, with the folders above it that were
+    not there before, and ``target`` stays as it was.
 
     Raises:
         KrakenError: ``target`` exists and ``replace`` is false, or the disk refuses.
     """
     shown, target = target, Path(target).resolve()
     _refuse_what_is_there(shown, target, replace)
-    with _refusals(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-partial-", dir=target.parent))
-    try:
-        partial.chmod(0o755)
-        with disk_errors(target):
-            yield partial
-            _put_in_place(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _folders_above(target):
+        with _refusals(target):
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-partial-", dir=target.parent))
+        try:
+            partial.chmod(0o755)
+            with disk_errors(target):
+                yield partial
+                _put_in_place(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -59,21 +60,22 @@ def resumable_directory(
     shown, target = target, Path(target).resolve()
     _refuse_what_is_there(shown, target, replace)
     partial = unfinished(target)
-    with _refusals(target):
-        partial.mkdir(parents=True, exist_ok=True)
     busy = (
         f"{partial} is being written by another krakenlm: wait for it to end, or choose another "
         "output folder"
     )
-    with hold(partial, busy):
-        try:
-            with disk_errors(target):
-                yield partial
-                _put_in_place(partial, target)
-        except BaseException:
-            if not worth_keeping(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with _folders_above(target):
+        with _refusals(target):
+            partial.mkdir(exist_ok=True)
+        with hold(partial, busy):
+            try:
+                with disk_errors(target):
+                    yield partial
+                    _put_in_place(partial, target)
+            except BaseException:
+                if not worth_keeping(partial):
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
 
 
 def unfinished(target: Path) -> Path:
@@ -120,11 +122,11 @@ def is_held(folder: Path) -> bool:
 def whole_file(target: Path) -> Iterator[Path]:
     """Yield an empty file beside ``target``, of its suffix, that becomes it at the block's end.
 
-    A reader sees the old content or all of the new one.
+    A reader sees the old content or all of the new one. When the block fails, the folders above it
+    that were not there before go as well.
     """
     target = Path(target)
-    with _refusals(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _refusals(target), _folders_above(target):
         handle, name = tempfile.mkstemp(
             prefix=f".{target.name}-partial-", suffix=target.suffix, dir=target.parent
         )
@@ -210,6 +212,22 @@ def _refusals(target: Path) -> Iterator[None]:
     except OSError as error:
         reason = f"{error.strerror}: choose another output folder"
         raise KrakenError(f"cannot write {target}: {reason}") from error
+
+
+@contextmanager
+def _folders_above(target: Path) -> Iterator[None]:
+    """Make the folders that ``target`` is to be in; take them away again when the block fails."""
+    with _refusals(target):
+        missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        with _refusals(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # never made, or something else is in it by now
+                folder.rmdir()
+        raise
 
 
 _WRITE_REFUSALS = {

@@ -17,6 +17,7 @@ from krakenlm.files import (
     hold,
     is_held,
     json_file,
+    resumable_directory,
     whole_directory,
     whole_file,
     write_json,
@@ -49,6 +50,26 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, error, exists):
         (folder / "file").write_text("text")
         raise error
     assert tiny.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        whole_file,
+        whole_directory,
+        lambda target: resumable_directory(target, worth_keeping=lambda partial: False),
+    ],
+    ids=["file", "directory", "resumable directory"],
+)
+def test_folders_made_for_an_output_go_with_it(tmp_path, output):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(Stop), output(tmp_path / "a" / "b" / "c" / "out"):
+        raise Stop
+    assert tiny.snapshot(tmp_path) == {"a": None}
+    with pytest.raises(Stop), output(tmp_path / "a" / "b" / "c" / "out"):
+        (tmp_path / "a" / "b" / "other").write_text("of another process")
+        raise Stop
+    assert tiny.snapshot(tmp_path) == {"a": None, "a/b": None, "a/b/other": b"of another process"}
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path):
