@@ -1,15 +1,17 @@
 """Plain values into dataclasses, strictly: what does not fit is named, never half understood.
 
-Configurations, recipes and manifests are read through here.
+Configurations, recipes, manifests and other files of ours are read through here.
 """
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from krakenlm.errors import ConfigError
+from krakenlm.errors import ConfigError, KrakenError
 
 _T = TypeVar("_T")
 
@@ -42,6 +44,35 @@ def from_plain(cls: type[_T], values: Any, name: str = "") -> _T:
     return cls(**{key: _fitting(hints[key], prefix + key, item) for key, item in values.items()})
 
 
+def read_json(path: Path, advice: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        advice: what to do about a damaged one, for the message.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is none; the caller knows what that means.
+        KrakenError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise _unreadable(path, error, advice) from error
+    except ValueError as error:
+        raise _unreadable(path, f"not valid JSON: {error}", advice) from error
+
+
+def from_json(cls: type[_T], values: Any, path: Path, advice: str) -> _T:
+    """``from_plain`` of what ``read_json`` found; the message names the file and what to do."""
+    try:
+        return from_plain(cls, values)
+    except KrakenError as error:
+        raise _unreadable(path, error, advice) from error
+
+
 def check_types(instance: Any) -> None:
     """Check a frozen dataclass that is being made; an int where a float belongs becomes one.
 
@@ -59,6 +90,10 @@ def refuse_unknown(values: Mapping[str, Any], known: AbstractSet[str], where: st
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
             raise ConfigError(f"unknown key {key!r}{where}: {hint}")
+
+
+def _unreadable(path: Path, why: object, advice: str) -> KrakenError:
+    return KrakenError(f"cannot read {path} ({why}): {advice}")
 
 
 def _fitting(hint: Any, name: str, value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Typed results with what is needed to repeat them; pictures and tables are drawn from these."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
+from krakenlm.strict import read_json
 
 SCHEMA_VERSION = 2
 REAL_LINK = "real"
@@ -192,10 +192,10 @@ class LatencyReport:
             KrakenError: another schema, or not a report.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path, "measure again")
             values = dict(values.get("first_token", values))
             version = values.pop("schema_version")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, KeyError, TypeError, AttributeError) as error:
             raise _not_a_report(path) from error
         if version not in (1, SCHEMA_VERSION):
             raise KrakenError(

@@ -6,14 +6,13 @@ is refused with the field that does not fit instead of being half understood.
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
-from krakenlm.strict import from_plain
+from krakenlm.strict import from_json, read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -141,9 +140,9 @@ class Manifest:
         Raises:
             KrakenError: it is missing or damaged, has unknown or missing keys, or another version.
         """
-        path = directory / MANIFEST
+        path, advice = directory / MANIFEST, "prepare the text again"
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = read_json(path, advice)
         except FileNotFoundError:
             what = "holds no manifest.json" if directory.is_dir() else "does not exist"
             raise KrakenError(
@@ -151,18 +150,13 @@ class Manifest:
             ) from None
         except NotADirectoryError:
             raise KrakenError(f"{directory} is a file: give a prepared directory") from None
-        except (OSError, ValueError) as error:
-            raise KrakenError(f"cannot read {path} ({error}): prepare the text again") from error
         version = value.get("format_version") if isinstance(value, dict) else None
         if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
             raise KrakenError(
                 f"{path}: format_version is {version!r}, this krakenlm reads 1 and "
-                f"{FORMAT_VERSION}: prepare the text again"
+                f"{FORMAT_VERSION}: {advice}"
             )
-        try:
-            return from_plain(cls, _with_shards(value) if version == 1 else value)
-        except KrakenError as error:
-            raise KrakenError(f"{path}: {error}; prepare the text again") from error
+        return from_json(cls, _with_shards(value) if version == 1 else value, path, advice)
 
 
 def sha256_of(path: Path) -> str:

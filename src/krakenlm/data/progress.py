@@ -5,7 +5,6 @@ after the tokens are on the disk, and removed when the directory is whole.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from krakenlm.data.manifest import Shard
 from krakenlm.data.tail import Cut, Stretch, Tail
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
-from krakenlm.strict import from_plain
+from krakenlm.strict import from_json, read_json
 
 PROGRESS = "progress.json"
 
@@ -102,14 +101,11 @@ class Progress:
         Raises:
             KrakenError: it was another command, or ``progress.json`` is damaged.
         """
+        path, advice = folder / PROGRESS, f"remove {folder} to begin anew"
         try:
-            found = from_plain(cls, json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+            found = from_json(cls, read_json(path, advice), path, advice)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KrakenError) as error:
-            raise KrakenError(
-                f"cannot read {folder / PROGRESS} ({error}): remove {folder} to begin anew"
-            ) from error
         other = [
             field.name.replace("_", " ")
             for field in dataclasses.fields(Command)

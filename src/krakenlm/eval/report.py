@@ -1,7 +1,6 @@
 """The scores of a model, with what is needed to repeat them; tables are drawn from these alone."""
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 from krakenlm.environment import Environment
 from krakenlm.errors import ConfigError, KrakenError
-from krakenlm.strict import from_plain
+from krakenlm.strict import from_json, read_json
 
 SCHEMA_VERSION = 1
 
@@ -120,20 +119,16 @@ class EvalReport:
         Raises:
             KrakenError: no such file, another schema, or keys and values that do not belong there.
         """
+        advice = "give the JSON of an earlier krakenlm eval"
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise KrakenError(
-                f"cannot read {path} ({error}): give the JSON of an earlier krakenlm eval"
-            ) from error
+            value = read_json(path, advice)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise KrakenError(f"cannot read {path}: there is no such file: {advice}") from error
         if not isinstance(value, dict) or value.get("kind") != "superglue":
-            raise KrakenError(f"{path} is no evaluation: give the JSON of an earlier krakenlm eval")
+            raise KrakenError(f"{path} is no evaluation: {advice}")
         if value.get("schema_version") != SCHEMA_VERSION:
             raise KrakenError(
                 f"{path} is an evaluation of schema version {value.get('schema_version')!r}, and "
                 f"this krakenlm reads {SCHEMA_VERSION}: update krakenlm or evaluate again"
             )
-        try:
-            return from_plain(cls, value)
-        except KrakenError as error:
-            raise KrakenError(f"{path}: {error}; evaluate again") from error
+        return from_json(cls, value, path, "evaluate again")

@@ -5,7 +5,6 @@ an index), as ``KrakenForCausalLM.save_pretrained`` and ``krakenlm convert`` wri
 ever unpickled.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor
 from krakenlm.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import Shard
+from krakenlm.strict import read_json
 
 _FLOATING = ("F64", "F32", "BF16", "F16")
 
@@ -318,15 +318,11 @@ def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, "check the folder, or copy the file again")
     except FileNotFoundError as error:
         raise KrakenError(f"{path} is missing: give the folder of a saved model") from error
     except NotADirectoryError as error:
         raise KrakenError(f"{path.parent} is a file: give the folder of a saved model") from error
-    except OSError as error:
-        raise KrakenError(f"cannot read {path}: {error.strerror}: check the folder") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise KrakenError(f"{path} is not valid JSON ({error}): copy it again") from error
     if not isinstance(values, dict):
         raise KrakenError(f"{path} does not hold a JSON object: copy it again")
     return values

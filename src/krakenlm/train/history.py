@@ -1,13 +1,11 @@
 """What does a run's ``history.json`` say? Losses over steps, sizes, speed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krakenlm.errors import KrakenError
-from krakenlm.strict import from_plain
+from krakenlm.strict import from_json, read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +68,11 @@ class History:
         Raises:
             KrakenError: it is not what training writes.
         """
+        advice = "train again, or remove it"
         try:
-            return from_plain(cls, json.loads(path.read_text(encoding="utf-8")))
+            return from_json(cls, read_json(path, advice), path, advice)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KrakenError) as error:
-            raise KrakenError(f"cannot read {path} ({error}): train again, or remove it") from error
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""

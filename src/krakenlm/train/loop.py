@@ -4,7 +4,6 @@ It decays matrices only, stops at a loss that is not finite, carries the running
 interruption, and divides weights with a sub-layer axis under FSDP.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
+from krakenlm.strict import read_json
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
 from krakenlm.train.run_folder import RunFolder, step_of
@@ -174,13 +174,11 @@ def seconds_before(checkpoint: Path | None) -> float:
 def _progress(checkpoint: Path) -> dict[str, Any]:
     """What ``_save_checkpoint`` added to a checkpoint."""
     path = checkpoint / _PROGRESS
+    advice = f"remove {checkpoint} to go on from an earlier one, or begin anew with --restart"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KrakenError(
-            f"{path} is damaged or missing: remove {checkpoint} to go on from an earlier one, or "
-            "begin anew with --restart"
-        ) from error
+        found: dict[str, Any] = read_json(path, advice)
+    except FileNotFoundError as error:
+        raise KrakenError(f"{path} is missing: {advice}") from error
     return found
 
 
