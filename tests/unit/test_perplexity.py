@@ -294,7 +294,7 @@ def test_weights_that_do_not_fit_the_config_are_listed(model, change, message, c
 def test_truncated_weights_are_named(model, keep):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(KrakenError, match=r"model\.safetensors is truncated or damaged"):
+    with pytest.raises(KrakenError, match=r"model\.safetensors is damaged or truncated"):
         load_causal_lm(model)
 
 

@@ -13,6 +13,7 @@ import torch
 
 import krakenlm  # noqa: F401  makes AutoModelForCausalLM know model_type "kraken"
 from krakenlm.errors import KrakenError, first_line
+from krakenlm.model.checkpoint import open_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,16 +59,8 @@ def check_directory(directory: Path) -> None:
             f"{directory} has no *.safetensors file: weights in other formats are not read; "
             "save them with save_pretrained, or run krakenlm convert"
         )
-    from safetensors import SafetensorError, safe_open
-
     for path in weights:
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise KrakenError(
-                f"{path} is truncated or damaged ({first_line(error)}): copy or download it again"
-            ) from error
+        open_tensors(path, "copy or download it again")
 
 
 def load_causal_lm(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from krakenlm.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, first_line
 from krakenlm.model.shard import Shard
 from krakenlm.strict import read_json
 
@@ -84,6 +84,24 @@ def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, T
         return dict(reader.read())
 
 
+def open_tensors(path: Path, advice: str) -> Any:
+    """A safetensors file, open to be read in slices; its header has been checked.
+
+    Args:
+        path: of the file.
+        advice: what to do about a damaged one, for the message.
+
+    Raises:
+        KrakenError: it is missing, damaged or truncated.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise KrakenError(
+            f"{path} is damaged or truncated ({first_line(error)}): {advice}"
+        ) from error
+
+
 class _Tensors:
     """The tensors of a checkpoint by name, in one file or several, opened when first needed."""
 
@@ -144,12 +162,7 @@ class _Tensors:
         if path not in self._open:
             if not path.is_file():
                 raise KrakenError(f"{path} is missing: copy the checkpoint again")
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise KrakenError(
-                    f"{path} is damaged or truncated ({error}): copy or save it again"
-                ) from error
+            self._open[path] = open_tensors(path, "copy or save it again")
         return self._open[path]
 
 

@@ -4,11 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from krakenlm.data.tokens import TokenSplit
 from krakenlm.errors import KrakenError
+from krakenlm.model.checkpoint import open_tensors
 from krakenlm.train.recipe import Recipe, Training
 
 
@@ -52,15 +52,8 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
     """Refuse a checkpoint that was damaged after it was written."""
     path = checkpoint / "model.safetensors"
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        wrong = [name for name, shape in found.items() if shape != expected.get(name)]
-        problem = f"tensor {wrong[0]} does not fit the model" if wrong else ""
-    except (OSError, SafetensorError) as error:
-        problem = f"damaged or truncated, {error}"
-    if problem:
-        raise KrakenError(
-            f"{path}: {problem}: remove {checkpoint} to go on from an earlier one, or begin anew "
-            "with --restart"
-        )
+    advice = f"remove {checkpoint} to go on from an earlier one, or begin anew with --restart"
+    file = open_tensors(path, advice)
+    for name in file.keys():  # noqa: SIM118
+        if file.get_slice(name).get_shape() != expected.get(name):
+            raise KrakenError(f"{path}: tensor {name} does not fit the model: {advice}")
