@@ -1,8 +1,10 @@
-"""Where a result was measured, and with what."""
+"""Where a result was measured, with what, and on which cores."""
 
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +42,18 @@ class Environment:
 
     def __str__(self) -> str:
         return f"{self.machine}, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+
+@cache
+def cores_here() -> list[int]:
+    """The cores this process could use when it was first asked, before it was given its share.
+
+    Numbers that stand for them where the system does not say.
+    """
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:  # not on every operating system
+        return list(range(os.cpu_count() or 1))
 
 
 def _processor() -> str:

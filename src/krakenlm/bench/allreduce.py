@@ -17,12 +17,11 @@ from krakenlm.bench.ranks import barrier, dtype_on, gpu_name, now
 from krakenlm.bench.ranks import gathered as gathered_objects
 from krakenlm.bench.results import REAL_LINK, Quantiles, link_in_words
 from krakenlm.config import ModelConfig
-from krakenlm.environment import Environment
+from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import Shard
 from krakenlm.parallel.collective import Collective, Group, ProcessGroupReducer
 from krakenlm.parallel.connect import TRANSPORTS, Transport, connect
-from krakenlm.parallel.cores import cores_here
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link

@@ -16,11 +16,10 @@ from krakenlm.bench.ranks import dtype_on, gathered, gpu_name, peak_rss_bytes
 from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
-from krakenlm.environment import Environment
+from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import split
 from krakenlm.parallel.connect import TRANSPORTS, Transport
-from krakenlm.parallel.cores import cores_here
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch

@@ -59,7 +59,7 @@ def prepare(
     """Turn text into tokens to train on: OUT gets token files, tokenizer and manifest."""
     from krakenlm.console import notes, results
     from krakenlm.data import tokens
-    from krakenlm.data.workers import all_cores
+    from krakenlm.environment import cores_here
 
     if verify:
         _refuse_with_verify(text, dataset)
@@ -75,7 +75,7 @@ def prepare(
         replace=force,
         column=column,
         shard_tokens=shard_tokens,
-        workers=all_cores() if workers is None else workers,
+        workers=len(cores_here()) if workers is None else workers,
     )
     _show(manifest, out)
     if manifest.validation_from == "tail":

@@ -69,14 +69,6 @@ class Encoded(NamedTuple):
             begin += length
 
 
-def all_cores() -> int:
-    """How many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not everywhere
-        return os.cpu_count() or 1
-
-
 def encoded(
     stream: Iterable[Piece], encoding: Encoding, workers: int
 ) -> Generator[Encoded, None, None]:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from krakenlm.console import notes
-from krakenlm.environment import Environment
+from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
 from krakenlm.eval.harness_tasks import Asked, find_files, from_files, from_hub
 from krakenlm.eval.model import check_directory, pick_device
 from krakenlm.eval.official import VALIDATION_FILE, Task
 from krakenlm.eval.report import Absence, EvalReport, TaskScore
-from krakenlm.parallel.cores import cores_here
 
 if TYPE_CHECKING:
     from krakenlm.eval.harness_model import KrakenLM

@@ -3,25 +3,14 @@
 import contextlib
 import ctypes
 import os
-from functools import cache
 
 import torch
+
+from krakenlm.environment import cores_here
 
 # malloc.h of glibc
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-
-
-@cache
-def cores_here() -> list[int]:
-    """The cores this process could use when it was first asked, before it was given its share.
-
-    Numbers that stand for them where the system does not say.
-    """
-    try:
-        return sorted(os.sched_getaffinity(0))
-    except AttributeError:  # not on every operating system
-        return list(range(os.cpu_count() or 1))
 
 
 def threads_per_rank(size: int) -> int:
