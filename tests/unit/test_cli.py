@@ -590,6 +590,8 @@ def test_train_and_perplexity_refuse_truncated_tokens(cli, tmp_path, tiny_model,
         (["--top-p", "0"], ["--top-p 0.0", "at most 1"]),
         (["--dtype", "int8"], ["--dtype int8", "float32"]),
         (["--device", "tpu"], ["--device tpu", "auto, cpu, cuda"]),
+        (["--transport", "pigeon"], ["--transport pigeon", "auto, shared-memory, sockets"]),
+        (["--threads", "0"], ["--threads 0", "1 or more"]),
     ],
 )
 def test_generate_refuses_bad_options(cli, tiny_model, arguments, essentials):

@@ -19,8 +19,8 @@ from krakenlm.bench.summary import Facts, summarise
 from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import split
-from krakenlm.parallel.connect import TRANSPORTS, Transport
-from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
+from krakenlm.parallel.connect import Transport
+from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, check_threads, name_of
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
@@ -171,14 +171,12 @@ def check(contenders: Sequence[Contender], setup: Setup) -> None:
         ("--batch-size", setup.batch_size, 1),
         ("--num-iters", setup.iterations, 2),  # a measurement has a spread
         ("--num-iters-warmup", setup.warm_up, 0),
-        ("--threads", 1 if setup.threads is None else setup.threads, 1),
     ):
         if value < least:
             raise KrakenError(f"{option} {value}: needs {least} or more")
     check_dtype(setup.dtype)
     check_device(setup.device)
-    if setup.transport not in TRANSPORTS:
-        raise KrakenError(f"--transport {setup.transport}: choose one of {', '.join(TRANSPORTS)}")
+    check_threads(setup.threads)
     if setup.link is not None and setup.devices == 1:
         raise KrakenError(f"--link {setup.link}: one device has no link: use --devices 2 or more")
     for contender in contenders:

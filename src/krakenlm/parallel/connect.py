@@ -80,8 +80,7 @@ def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connecti
     Raises:
         KrakenError: a transport that this machine or these ranks do not have.
     """
-    if transport not in TRANSPORTS:
-        raise KrakenError(f"--transport {transport}: choose one of {', '.join(TRANSPORTS)}")
+    assert transport in TRANSPORTS
     if rank.size == 1:
         return without_communication(shard)._replace(transport="none")
     name = _choose(rank, transport)

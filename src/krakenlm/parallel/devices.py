@@ -1,4 +1,4 @@
-"""What ``--device`` and ``--dtype`` may be called."""
+"""What ``--device``, ``--dtype`` and ``--threads`` may be."""
 
 from typing import Literal, get_args
 
@@ -29,6 +29,16 @@ def check_dtype(name: str) -> None:
     """
     if name not in ("auto", *DTYPES):
         raise KrakenError(f"--dtype {name}: choose one of auto, {', '.join(DTYPES)}")
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of compute threads that is none; None is one for each core.
+
+    Raises:
+        KrakenError: below 1.
+    """
+    if threads is not None and threads < 1:
+        raise KrakenError(f"--threads {threads}: needs 1 or more")
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -21,7 +21,13 @@ from krakenlm.model.shard import Shard, split, units_of
 from krakenlm.model.wiring import Block
 from krakenlm.parallel.capture import Recordable, not_recorded
 from krakenlm.parallel.collective import Group, ProcessGroupReducer
-from krakenlm.parallel.connect import Connections, Transport, connect, without_communication
+from krakenlm.parallel.connect import (
+    TRANSPORTS,
+    Connections,
+    Transport,
+    connect,
+    without_communication,
+)
 from krakenlm.parallel.cores import keep_freed_memory
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import Link
@@ -64,6 +70,10 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.prefill_chunks < 1:
             raise KrakenError(f"--prefill-chunks {self.prefill_chunks}: needs 1 or more")
+        if self.transport not in TRANSPORTS:
+            raise KrakenError(
+                f"--transport {self.transport}: choose one of {', '.join(TRANSPORTS)}"
+            )
         if self.emulated_ranks is not None:
             if self.link is None:
                 raise KrakenError("--emulate-peers: needs a link to them: add --link gbps=RATE")

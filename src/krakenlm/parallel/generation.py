@@ -9,7 +9,7 @@ from krakenlm.config import ModelConfig
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
-from krakenlm.parallel.devices import DTYPES, check_device, check_dtype
+from krakenlm.parallel.devices import DTYPES, check_device, check_dtype, check_threads
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch, world_size
 from krakenlm.parallel.placement import check_placement
@@ -62,8 +62,7 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
         KrakenError: a request, a model or a number of devices that cannot work.
     """
     check_device(ranks.device_type)
-    if ranks.threads is not None and ranks.threads < 1:
-        raise KrakenError(f"--threads {ranks.threads}: needs 1 or more")
+    check_threads(ranks.threads)
     config, options = read_config(request.directory), request.options
     devices = world_size() if ranks.devices is None else ranks.devices
     check_placement(config, devices, options.placement, tensor_parallel=options.tensor_parallel)
