@@ -22,11 +22,6 @@ import markers
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "latency"
-LATENCY = (
-    "krakenlm bench latency --size 124M --devices 2 --dtype bfloat16 --input-len 512 "
-    "--output-len 16 --kraken published,keep-width,hardware-friendly --prefill-chunks 1,2 "
-    "--breakdown"
-)
 
 
 class Scenario(NamedTuple):
@@ -34,6 +29,18 @@ class Scenario(NamedTuple):
 
     rate: str | None
     command: str
+
+    def __str__(self) -> str:
+        return f"scripts/netns_bench.sh {self.rate} {self.command}" if self.rate else self.command
+
+
+def latency(rest: str, ranks: str = "--devices 2") -> str:
+    """The command that times all models, with what a prefill of each consists of."""
+    models = "--kraken published,keep-width,hardware-friendly --prefill-chunks 1,2"
+    return (
+        f"krakenlm bench latency --size 124M {ranks} --dtype bfloat16 --input-len 512 "
+        f"--output-len 16 {models} --breakdown {rest}"
+    )
 
 
 NETNS = ROOT / "scripts" / "netns_bench.sh"
@@ -43,23 +50,23 @@ BESIDE_VLLM = Scenario(
     "--kraken published,keep-width --devices 2 --dtype bfloat16 --input-len 512 --output-len 16 "
     "--num-iters 8",
 )
+EIGHT_ROUNDS = "--num-iters 8 --num-iters-warmup 2"
 SCENARIOS = {
-    "one-host": Scenario(None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2"),
-    "veth-1gbit": Scenario("1gbit", f"{LATENCY} --num-iters 8 --num-iters-warmup 2"),
+    "one-host": Scenario(None, latency(EIGHT_ROUNDS)),
+    "veth-1gbit": Scenario("1gbit", latency(EIGHT_ROUNDS)),
     "veth-1gbit-gloo": Scenario(
         "1gbit",
         "krakenlm bench latency --size 124M --wirings standard,parallel,ladder,kraken "
         "--kraken published,keep-width --devices 2 --dtype bfloat16 --input-len 512 "
-        "--output-len 16 --transport process-group --num-iters 8 --num-iters-warmup 2",
+        f"--output-len 16 --transport process-group {EIGHT_ROUNDS}",
     ),
-    "veth-100mbit": Scenario("100mbit", f"{LATENCY} --num-iters 4 --num-iters-warmup 1"),
-    "emulated-10gbit": Scenario(
-        None, f"{LATENCY} --num-iters 8 --num-iters-warmup 2 --link gbps=10,latency_us=30"
-    ),
+    "veth-100mbit": Scenario("100mbit", latency("--num-iters 4 --num-iters-warmup 1")),
+    "emulated-10gbit": Scenario(None, latency(f"{EIGHT_ROUNDS} --link gbps=10,latency_us=30")),
     "emulated-4-ranks": Scenario(
         None,
-        f"{LATENCY} --num-iters 8 --num-iters-warmup 2 --link gbps=1,latency_us=50".replace(
-            "--devices 2", "--devices 4 --emulate-peers --threads 1"
+        latency(
+            f"{EIGHT_ROUNDS} --link gbps=1,latency_us=50",
+            ranks="--devices 4 --emulate-peers --threads 1",
         ),
     ),
     "allreduce-one-host": Scenario(None, "krakenlm bench allreduce --devices 2 --num-iters 40"),
@@ -98,8 +105,7 @@ def measure_beside_vllm(python: Path, bursts: int) -> None:
 def _folder(name: str, scenario: Scenario) -> Path:
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    shown = f"scripts/netns_bench.sh {scenario.rate} " if scenario.rate else ""
-    (folder / "command.txt").write_text(f"{shown}{scenario.command}\n", encoding="utf-8")
+    (folder / "command.txt").write_text(f"{scenario}\n", encoding="utf-8")
     return folder
 
 

@@ -19,6 +19,7 @@ import draw_architecture  # noqa: E402
 import latency_page  # noqa: E402
 import markers  # noqa: E402
 import publish_demo  # noqa: E402
+import run_bench  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
 
 
@@ -53,6 +54,12 @@ def test_what_the_pages_say_the_demo_printed_is_what_it_printed(page):
     text = page.read_text(encoding="utf-8")
     assert markers.names(text) == ["demo-output"]
     assert text == markers.filled(text, publish_demo.BLOCKS), "run scripts/publish_demo.py"
+
+
+def test_the_commands_beside_the_latencies_are_those_that_are_run():
+    scenarios = {**run_bench.SCENARIOS, "beside-vllm": run_bench.BESIDE_VLLM}
+    shown = {path.parent.name: path.read_text() for path in run_bench.RESULTS.glob("*/command.txt")}
+    assert shown == {name: f"{scenario}\n" for name, scenario in scenarios.items()}
 
 
 def test_the_latency_page_shows_what_its_runs_measured():
