@@ -11,9 +11,10 @@ import torch
 
 import superglue_files
 import tiny
+from krakenlm.data import hub
 from krakenlm.data.tokenizer import load_tokenizer, train_tokenizer
 from krakenlm.errors import KrakenError
-from krakenlm.eval import harness, harness_tasks
+from krakenlm.eval import harness
 from krakenlm.eval.harness_tasks import from_files
 from krakenlm.eval.model import load_causal_lm
 from krakenlm.eval.official import TASKS, chosen_tasks, read_examples
@@ -247,12 +248,12 @@ def test_without_the_hub_one_line_names_the_alternative(cli, monkeypatch):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     arguments = ("model", "--tasks", "WiC,COPA")
-    monkeypatch.setattr(harness_tasks, "hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     unreachable = cli(*arguments)
     assert unreachable.code == 2
-    assert "the Hugging Face Hub" in unreachable.complaints[0]
+    assert "the Hugging Face Hub cannot be reached" in unreachable.complaints[0]
     assert "--data-dir DIR" in unreachable.complaints[0]
-    monkeypatch.setattr(harness_tasks, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     outcome = cli(*arguments)
     assert outcome.code == 2
@@ -270,7 +271,7 @@ def test_what_the_hub_gives_is_asked_in_the_same_way(made, report, monkeypatch):
         rows = read_examples(made / "data/WiC/val.jsonl", TASKS["WiC"]).rows
         return {split: datasets.Dataset.from_list(rows) for split in ("train", "validation")}
 
-    monkeypatch.setattr(harness_tasks, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
     found = harness.evaluate(made / "model", chosen_tasks("WiC"), device="cpu")
     (path, name), score = wanted[0], found.score_of("WiC")

@@ -64,12 +64,8 @@ def load_rows(wanted: HubDataset) -> Any:
     folder = Path(wanted.name).expanduser()
     if folder.is_file():
         raise KrakenError(f"{folder} is a file: give it with --text {folder}")
-    if not (folder.is_dir() or datasets.config.HF_HUB_OFFLINE or hub_answers()):
-        raise KrakenError(
-            f"dataset {wanted.name}: no such folder, and the Hugging Face Hub cannot be reached: "
-            "check the network (HF_HUB_OFFLINE=1 takes what was downloaded before), or give "
-            "local files, --text FILE..."
-        )
+    if not folder.is_dir():
+        require_hub(f"dataset {wanted.name}: no such folder", "local files, --text FILE...")
     name = str(folder) if folder.is_dir() else wanted.name
     try:
         rows = datasets.load_dataset(name, wanted.config, split=wanted.split)
@@ -129,6 +125,25 @@ def table_texts(path: Path, column: str) -> Iterator[str]:
         raise KrakenError(
             f"cannot read {path} ({_reason(error)}): it is damaged or not what its name says"
         ) from error
+
+
+def require_hub(why: str, instead: str) -> None:
+    """Refuse to go on where ``datasets`` would ask a Hub that is out of reach.
+
+    Args:
+        why: it would be asked.
+        instead: what the user can give to do without.
+
+    Raises:
+        KrakenError: the Hub does not answer, and ``HF_HUB_OFFLINE`` does not say to leave it alone.
+    """
+    import datasets
+
+    if not (datasets.config.HF_HUB_OFFLINE or hub_answers()):
+        raise KrakenError(
+            f"{why}, and the Hugging Face Hub cannot be reached: check the network "
+            f"(HF_HUB_OFFLINE=1 takes what was downloaded before), or give {instead}"
+        )
 
 
 def hub_answers() -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenlm.console import notes
-from krakenlm.data.hub import hub_answers
+from krakenlm.data.hub import require_hub
 from krakenlm.errors import KrakenError, first_line
 from krakenlm.eval.official import Examples, Task, find_file, read_examples
 from krakenlm.eval.report import Absence
@@ -41,14 +41,7 @@ def from_hub(tasks: Sequence[Task]) -> list[Asked]:
     Raises:
         KrakenError: the Hub cannot be reached, or does not have it.
     """
-    import datasets
-
-    if not (datasets.config.HF_HUB_OFFLINE or hub_answers()):
-        raise KrakenError(
-            "the Hugging Face Hub, where the tasks' data is, cannot be reached: check the network "
-            "(HF_HUB_OFFLINE=1 takes what was downloaded before), or give SuperGLUE's official "
-            "files, --data-dir DIR"
-        )
+    require_hub("there is no --data-dir", "SuperGLUE's official files, --data-dir DIR")
     manager = _manager(_definitions())
     asked = []
     for task in tasks:
