@@ -21,6 +21,7 @@ from krakenlm.data.tokens import open_split, prepare
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.model.attention import Attention
 from krakenlm.train import callbacks, checks
 from krakenlm.train import trainer as trainer_module
 from krakenlm.train.loop import LoopTrainer
@@ -508,6 +509,23 @@ def test_a_damaged_checkpoint_is_refused_with_a_way_out(recipe, monkeypatch, dam
     assert f"remove {run.checkpoints}/checkpoint-4" in message and "--restart" in message
     shutil.rmtree(run.checkpoints / "checkpoint-4")
     assert train(recipe(**settings)).finished
+
+
+@pytest.mark.filterwarnings("error:.*checkpointing")
+def test_gradient_checkpointing_computes_layers_again_and_learns_the_same(recipe, monkeypatch):
+    calls = []
+    attend = Attention.forward
+
+    def counted(self, *arguments):
+        calls.append(torch.is_grad_enabled())
+        return attend(self, *arguments)
+
+    monkeypatch.setattr(Attention, "forward", counted)
+    plain = train(recipe(output="plain", steps=2))
+    once = calls.count(True)
+    again = train(recipe(output="again", steps=2, gradient_checkpointing=True))
+    assert once > 0 and calls.count(True) == once + 2 * once
+    assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
 
 
 def test_all_wirings_see_the_same_tokens_in_the_same_order(recipe, monkeypatch):

@@ -191,7 +191,9 @@ def _make_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
     )
     model = AutoModelForCausalLM.from_config(config)
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # Transformers 5.19 knows the second name only, and 5.23 warns of that one.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
     return model
 
 
