@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from krakenlm.bench import figures
 from krakenlm.config import ModelConfig, WiringName, count_parameters, derive
 from krakenlm.demo import own_text, report, run, steps
 from krakenlm.demo.own_text import python_installation_text
@@ -403,16 +404,16 @@ def test_without_a_text_the_installation_s_own_is_used(tmp_path, monkeypatch, ca
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_no_half_of_it(tmp_path, monkeypatch):
-    def half(histories, target):
+    def half(figure, target, **_):
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
     class Findings:
-        histories: dict[str, object] = {}  # noqa: RUF012
+        histories = {"kraken": {"tokens_per_step": 1, "training": [], "validation": []}}  # noqa: RUF012
 
     (tmp_path / "losses.png").write_bytes(b"whole")
     monkeypatch.setattr(report, "_as_json", lambda *_: {})
-    monkeypatch.setattr(report, "draw_losses", half)
+    monkeypatch.setattr(figures.Figure, "savefig", half)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(Findings(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["losses.png", "results.json"]

@@ -1,6 +1,7 @@
 """Pictures of results: loss curves, latency bars, the timeline of AllReduce beside attention.
 
-Each function draws from plain results and writes one PNG; nothing here measures anything.
+Each function draws from plain results and writes one PNG, whole or not at all; nothing here
+measures anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from krakenlm.bench.results import PART_NAMES, LatencyReport, Quantiles
+from krakenlm.files import whole_file
 from krakenlm.parallel.trace import Event
 
 WIRING_COLOURS = {
@@ -189,4 +191,5 @@ def _caption(figure: Figure, report: LatencyReport, *lines: str) -> None:
 
 
 def _save(figure: Figure, target: Path) -> None:
-    figure.savefig(target, dpi=150, metadata={"Software": None})
+    with whole_file(target) as partial:
+        figure.savefig(partial, dpi=150, metadata={"Software": None})

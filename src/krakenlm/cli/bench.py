@@ -233,7 +233,7 @@ def _show(report: "LatencyReport") -> None:
 def _write(measured: "Measured", outputs: _Outputs) -> None:
     from krakenlm.bench.chrome_trace import chrome_trace
     from krakenlm.bench.figures import draw_breakdowns, draw_latencies
-    from krakenlm.files import whole_file, write_json
+    from krakenlm.files import write_json
 
     report, timelines = measured
     if outputs.json is not None:
@@ -245,8 +245,7 @@ def _write(measured: "Measured", outputs: _Outputs) -> None:
         (outputs.breakdown_plot, draw_breakdowns),
     ):
         if path is not None:
-            with whole_file(path) as partial:
-                draw(report, partial)
+            draw(report, path)
     _say_written(*outputs)
 
 

@@ -23,7 +23,7 @@ def compare(
 ) -> None:
     """Compare the losses of runs that learned from the same tokens."""
     from krakenlm.console import notes
-    from krakenlm.files import whole_file, write_json
+    from krakenlm.files import write_json
     from krakenlm.train.comparison import compare_runs, load_runs
 
     comparison = compare_runs(load_runs(folders))
@@ -35,8 +35,7 @@ def compare(
         from krakenlm.bench.figures import draw_losses
 
         curves = {run.name: run.history.to_dict() for run in comparison.runs}
-        with whole_file(plot) as partial:
-            draw_losses(curves, partial)
+        draw_losses(curves, plot)
         notes.print(f"wrote {plot}", markup=False)
 
 

@@ -14,51 +14,61 @@ if TYPE_CHECKING:
     from krakenlm.eval.report import EvalReport
 
 
+_Model = Annotated[
+    Path,
+    typer.Argument(
+        help="A model directory, or the JSON of an earlier run to show again.",
+        show_default=False,
+    ),
+]
+_Tasks = Annotated[
+    str,
+    typer.Option(metavar="LIST", help="superglue for all eight, or names such as BoolQ,COPA."),
+]
+_DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="SuperGLUE's official files, DIR/BoolQ/val.jsonl and so on; without it the data "
+        "comes from the Hub.",
+        show_default=False,
+    ),
+]
+_DataFiles = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST", help="File names to look for in each task's folder; the first is read."
+    ),
+]
+_Limit = Annotated[
+    int | None,
+    typer.Option(help="Examples of each task at most, the first ones.", show_default="all"),
+]
+_BatchSize = Annotated[int, typer.Option(help="Requests computed at once.")]
+_Json = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also write the scores as JSON.", show_default=False),
+]
+_Compare = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="BASE_JSON...",
+        help="The JSON of earlier runs, for rows above this model's.",
+        show_default=False,
+    ),
+]
+
+
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model directory, or the JSON of an earlier run to show again.",
-            show_default=False,
-        ),
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(metavar="LIST", help="superglue for all eight, or names such as BoolQ,COPA."),
-    ] = "superglue",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="SuperGLUE's official files, DIR/BoolQ/val.jsonl and so on; without it the data "
-            "comes from the Hub.",
-            show_default=False,
-        ),
-    ] = None,
-    data_files: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="File names to look for in each task's folder; the first is read."
-        ),
-    ] = "val.jsonl",
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Examples of each task at most, the first ones.", show_default="all"),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Requests computed at once.")] = 8,
+    model: _Model,
+    tasks: _Tasks = "superglue",
+    data_dir: _DataDir = None,
+    data_files: _DataFiles = "val.jsonl",
+    limit: _Limit = None,
+    batch_size: _BatchSize = 8,
     device: OneDeviceOption = "auto",
-    json: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write the scores as JSON.", show_default=False),
-    ] = None,
-    compare: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="BASE_JSON...",
-            help="The JSON of earlier runs, for rows above this model's.",
-            show_default=False,
-        ),
-    ] = None,
+    json: _Json = None,
+    compare: _Compare = None,
 ) -> None:
     """Score a model zero-shot on SuperGLUE, with lm-evaluation-harness's prompts and metrics."""
     from krakenlm.eval.harness import evaluate as ask

@@ -10,62 +10,67 @@ if TYPE_CHECKING:
     from krakenlm.data.manifest import Manifest
 
 
+_Out = Annotated[Path, typer.Argument(help="The directory to make.", show_default=False)]
+_Text = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE...",
+        help="Text files: .jsonl, plain text, either also as .gz; .parquet, .csv, .json, ...",
+        show_default=False,
+    ),
+]
+_Dataset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="A dataset of the Hugging Face Hub, or a folder that datasets can read.",
+        show_default=False,
+    ),
+]
+_Config = Annotated[
+    str | None, typer.Option(help="The dataset's configuration.", show_default=False)
+]
+_Split = Annotated[str | None, typer.Option(help="The dataset's split.", show_default="train")]
+_Column = Annotated[str, typer.Option(help="The column, or the key in .jsonl, with the text.")]
+_Tokenizer = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|train:VOCAB|NAME",
+        help="A tokenizer's directory, a new one of VOCAB entries, or a name on the Hub.",
+    ),
+]
+_ValidationFraction = Annotated[
+    float, typer.Option(help="The share of documents held out, chosen by their hash.")
+]
+_ShardTokens = Annotated[int, typer.Option(help="Tokens of one token file.")]
+_Workers = Annotated[
+    int | None, typer.Option(help="Processes that tokenize.", show_default="all cores")
+]
+_Verify = Annotated[bool, typer.Option("--verify", help="Only check the files of a prepared OUT.")]
+_Force = Annotated[bool, typer.Option("--force", help="Replace a prepared OUT.")]
+
+
 def prepare(
-    out: Annotated[Path, typer.Argument(help="The directory to make.", show_default=False)],
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE...",
-            help="Text files: .jsonl, plain text, either also as .gz; .parquet, .csv, .json, ...",
-            show_default=False,
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR",
-            help="A dataset of the Hugging Face Hub, or a folder that datasets can read.",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        str | None, typer.Option(help="The dataset's configuration.", show_default=False)
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="The dataset's split.", show_default="train")
-    ] = None,
-    column: Annotated[
-        str, typer.Option(help="The column, or the key in .jsonl, with the text.")
-    ] = "text",
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR|train:VOCAB|NAME",
-            help="A tokenizer's directory, a new one of VOCAB entries, or a name on the Hub.",
-        ),
-    ] = "gpt2",
-    validation_fraction: Annotated[
-        float, typer.Option(help="The share of documents held out, chosen by their hash.")
-    ] = 0.02,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens of one token file.")] = 100_000_000,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that tokenize.", show_default="all cores")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Only check the files of a prepared OUT.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a prepared OUT.")] = False,
+    out: _Out,
+    text: _Text = None,
+    dataset: _Dataset = None,
+    config: _Config = None,
+    split: _Split = None,
+    column: _Column = "text",
+    tokenizer: _Tokenizer = "gpt2",
+    validation_fraction: _ValidationFraction = 0.02,
+    shard_tokens: _ShardTokens = 100_000_000,
+    workers: _Workers = None,
+    verify: _Verify = False,
+    force: _Force = False,
 ) -> None:
     """Turn text into tokens to train on: OUT gets token files, tokenizer and manifest."""
-    from krakenlm.console import notes, results
     from krakenlm.data import tokens
     from krakenlm.environment import cores_here
 
     if verify:
         _refuse_with_verify(text, dataset)
-        manifest = tokens.verify(out)
-        count = sum(len(manifest.split(name).shards) for name in tokens.SPLITS)
-        results.print(f"{out} is whole: {count} token files and the tokenizer", markup=False)
+        _verify(out)
         return
     manifest = tokens.prepare(
         _source(text, dataset, config, split, column),
@@ -78,8 +83,6 @@ def prepare(
         workers=len(cores_here()) if workers is None else workers,
     )
     _show(manifest, out)
-    if manifest.validation_from == "tail":
-        notes.print("note: too few documents to hold whole ones out; validation is their tail")
 
 
 def _refuse_with_verify(text: list[Path] | None, dataset: str | None) -> None:
@@ -87,6 +90,15 @@ def _refuse_with_verify(text: list[Path] | None, dataset: str | None) -> None:
         raise typer.BadParameter(
             "it checks a prepared OUT and takes no text", param_hint="--verify"
         )
+
+
+def _verify(out: Path) -> None:
+    from krakenlm.console import results
+    from krakenlm.data import tokens
+
+    manifest = tokens.verify(out)
+    count = sum(len(manifest.split(name).shards) for name in tokens.SPLITS)
+    results.print(f"{out} is whole: {count} token files and the tokenizer", markup=False)
 
 
 def _source(
@@ -108,7 +120,7 @@ def _source(
 def _show(manifest: "Manifest", out: Path) -> None:
     from rich.table import Table
 
-    from krakenlm.console import results
+    from krakenlm.console import notes, results
     from krakenlm.data.manifest import SPLITS
 
     table = Table("split", box=None, pad_edge=False)
@@ -121,3 +133,5 @@ def _show(manifest: "Manifest", out: Path) -> None:
         table.add_row(name, *(f"{n:,}" for n in counts), each, f"{len(split.shards):,}")
     results.print(table)
     results.print(f"vocabulary {manifest.vocab_size:,}, {manifest.dtype}, in {out}", markup=False)
+    if manifest.validation_from == "tail":
+        notes.print("note: too few documents to hold whole ones out; validation is their tail")

@@ -19,7 +19,7 @@ from krakenlm.console import results
 from krakenlm.data.manifest import Manifest
 from krakenlm.demo.steps import Sample
 from krakenlm.eval.perplexity import PerplexityResult
-from krakenlm.files import whole_file, write_json, write_whole
+from krakenlm.files import write_json, write_whole
 from krakenlm.parallel.trace import Event
 from krakenlm.train.run_folder import RunFolder
 
@@ -46,12 +46,9 @@ def write_report(findings: Findings, out: Path) -> Path:
     histories = findings.histories
     write_json(out / "results.json", _as_json(findings, histories))
     pictures = {name: out / f"{name}.png" for name in ("losses", "first_token", "timeline")}
-    with whole_file(pictures["losses"]) as partial:
-        draw_losses(histories, partial)
-    with whole_file(pictures["first_token"]) as partial:
-        draw_latencies(findings.latency, partial)
-    with whole_file(pictures["timeline"]) as partial:
-        draw_timelines(findings.timelines, partial)
+    draw_losses(histories, pictures["losses"])
+    draw_latencies(findings.latency, pictures["first_token"])
+    draw_timelines(findings.timelines, pictures["timeline"])
     page = out / "report.html"
     write_whole(page, _page(findings, histories, pictures))
     return page

@@ -53,6 +53,19 @@ class PerplexityResult:
     stride: int
     per_document: bool
 
+    @classmethod
+    def of(cls, nats: float, tokens: int, bytes: int, **settings: Any) -> "PerplexityResult":
+        """From all tokens' negative log-likelihood, in nats; ``settings`` are the other fields."""
+        loss = nats / tokens
+        return cls(
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),  # beyond, a float overflows
+            bits_per_byte=nats / math.log(2) / bytes,
+            tokens=tokens,
+            bytes=bytes,
+            **settings,
+        )
+
     def to_json(self) -> dict[str, float | int]:
         """The fields as a dictionary."""
         return asdict(self)
@@ -106,21 +119,9 @@ def perplexity(
         batch_size=batch_size,
         eos_id=text.eos_id if per_document else None,
     )
-    loss = nats / predicted
-    if not math.isfinite(loss):
-        raise KrakenError(
-            f"the loss of {model} on {data} is {loss}: its weights are damaged, or overflow in "
-            "their number format"
-        )
-    return PerplexityResult(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),  # beyond, a float overflows
-        bits_per_byte=nats / math.log(2) / text.bytes,
-        tokens=predicted,
-        bytes=text.bytes,
-        window=window,
-        stride=stride,
-        per_document=per_document,
+    _check_loss(nats / predicted, data, model)
+    return PerplexityResult.of(
+        nats, predicted, text.bytes, window=window, stride=stride, per_document=per_document
     )
 
 
@@ -251,4 +252,12 @@ def _check_tokens(tokens: Tokens, vocab_size: int, data: Path, model: Path) -> N
         raise KrakenError(
             f"{data} holds token {found}, outside the vocabulary of {vocab_size} of {model}: "
             "prepare the text with that model's tokenizer"
+        )
+
+
+def _check_loss(loss: float, data: Path, model: Path) -> None:
+    if not math.isfinite(loss):
+        raise KrakenError(
+            f"the loss of {model} on {data} is {loss}: its weights are damaged, or overflow in "
+            "their number format"
         )
