@@ -28,10 +28,9 @@ import parity_page
 from krakenlm.config import ModelConfig
 from krakenlm.console import progress_bar
 from krakenlm.data.manifest import Manifest
-from krakenlm.environment import Environment
+from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
-from krakenlm.parallel.cores import cores_here
 from krakenlm.strict import from_plain
 from krakenlm.train.history import History
 from krakenlm.train.recipe import Training, read_recipe

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import markers
-from krakenlm.environment import Environment
+from krakenlm.environment import Environment, cores_here
 from krakenlm.files import write_json
-from krakenlm.parallel.cores import cores_here
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "train-your-own.md"

@@ -24,11 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from krakenlm.config import ModelConfig, model_config  # noqa: E402
-from krakenlm.environment import Environment  # noqa: E402
+from krakenlm.environment import Environment, cores_here  # noqa: E402
 from krakenlm.files import write_json  # noqa: E402
 from krakenlm.integrations.hf import KrakenForCausalLM  # noqa: E402
 from krakenlm.integrations.hf_config import KrakenConfig  # noqa: E402
-from krakenlm.parallel.cores import cores_here  # noqa: E402
 from sublayer_loop import SubLayerLoop, kept_bytes  # noqa: E402
 
 
