@@ -2,8 +2,9 @@
 
 How one writes the architecture down first, with PyTorch's fused kernels but a loop over sub-layers
 in each layer. It says what the axis over sub-layers gains in training: the bar of
-``scripts/training_speed.py``. Published shapes only: learned positions, LayerNorm, GELU, as many
-key and value heads as query heads, no biases, head tied to the embedding.
+``scripts/training_speed.py``. Embeddings, head and loss are the model's own, operator by operator,
+so that whatever differs lies in the layers. Published shapes only: learned positions, GELU, as many
+key and value heads as query heads, no biases, head tied to the embedding; LayerNorm, or RMSNorm.
 """
 
 import torch
@@ -20,8 +21,7 @@ class _SubLayer(nn.Module):
         super().__init__()
         width, inner = config.hidden_size, config.heads_per_sublayer * config.head_dim
         self.heads = config.heads_per_sublayer
-        self.norm_1 = nn.LayerNorm(width, config.norm_eps, bias=False)
-        self.norm_2 = nn.LayerNorm(width, config.norm_eps, bias=False)
+        self.norm_1, self.norm_2 = _norm(config), _norm(config)
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
         self.up = nn.Linear(width, config.ffn_dim, bias=False)
@@ -53,10 +53,11 @@ class SubLayerLoop(nn.Module):
             for _ in range(config.num_hidden_layers)
         )
         self.conjunction = nn.Linear(n * width, width, bias=False)
-        self.norm = nn.LayerNorm(width, config.norm_eps, bias=False)
+        self.norm = _norm(config)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        x = self.embed_tokens(ids_BT) + self.embed_positions.weight[: ids_BT.shape[1]]
+        positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        x = self.embed_tokens(ids_BT) + self.embed_positions(positions_T)
         ys = [x] * len(self.layers[0])
         for index, layer in enumerate(self.layers):
             total = sum(ys[1:], ys[0]) if index else None
@@ -67,8 +68,9 @@ class SubLayerLoop(nn.Module):
                 following.append(y + a + sublayer.feed(z))
             ys = following
         h_BTD = self.norm(self.conjunction(torch.cat(ys, dim=-1)))
-        logits = F.linear(h_BTD, self.embed_tokens.weight)[:, :-1].float()
-        return F.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten())
+        logits = F.linear(h_BTD, self.embed_tokens.weight).float()
+        labels_BT = F.pad(ids_BT, (0, 1), value=-100)[:, 1:]  # the last position has no next token
+        return F.cross_entropy(logits.flatten(0, 1), labels_BT.flatten())
 
     @torch.no_grad()
     def take(self, state: dict[str, Tensor]) -> "SubLayerLoop":
@@ -88,6 +90,12 @@ class SubLayerLoop(nn.Module):
                     weight = state[f"model.layers.{layer}.{theirs}.weight"][i]
                     sublayer.get_submodule(own).weight.copy_(weight)
         return self
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, config.norm_eps, bias=False)
 
 
 def kept_bytes(model: nn.Module, ids_BT: Tensor, loss_of) -> int:

@@ -19,19 +19,23 @@ CONFIG = ModelConfig(
     max_position_embeddings=16,
 )
 
+NORMS = ["layernorm", "rmsnorm"]
 
-def both() -> tuple[KrakenForCausalLM, SubLayerLoop]:
+
+def both(norm: str) -> tuple[KrakenForCausalLM, SubLayerLoop]:
     torch.manual_seed(0)
-    model = KrakenForCausalLM(KrakenConfig.from_model_config(CONFIG, use_cache=False)).double()
-    return model, SubLayerLoop(CONFIG).double().take(model.state_dict())
+    config = CONFIG.replace(norm=norm)
+    model = KrakenForCausalLM(KrakenConfig.from_model_config(config, use_cache=False))
+    return model, SubLayerLoop(config).take(model.state_dict())
 
 
 def loss_of(model, ids: torch.Tensor) -> torch.Tensor:
     return model(ids) if isinstance(model, SubLayerLoop) else model(ids, labels=ids).loss
 
 
-def test_losses_and_gradients_are_the_same():
-    model, loop = both()
+@pytest.mark.parametrize("norm", NORMS)
+def test_losses_and_gradients_are_the_same(norm):
+    model, loop = (each.double() for each in both(norm))
     ids = torch.randint(50, (2, 16))
     losses = [loss_of(each, ids) for each in (model, loop)]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
