@@ -95,20 +95,31 @@ class Norm(nn.Module):
 
     def forward(self, x_SBTD: Tensor) -> Tensor:
         """Normalise over D; one incoming stream fans out to all sets of weights."""
-        width = (x_SBTD.shape[-1],)
         if self.weight.shape[0] == 1:
-            if self.rms:
-                return F.rms_norm(x_SBTD, width, self.weight[0], self.eps)
-            bias = None if self.bias is None else self.bias[0]
-            return F.layer_norm(x_SBTD, width, self.weight[0], bias, self.eps)
-        if self.rms:
-            normal_SBTD = F.rms_norm(x_SBTD, width, None, self.eps)
-        else:
-            normal_SBTD = F.layer_norm(x_SBTD, width, None, None, self.eps)
+            bias_D = None if self.bias is None else self.bias[0]
+            return self._normalise(x_SBTD, self.weight[0], bias_D)
+        # For the gradient each call keeps its input, and weights behind it would keep the normal
+        # as well. The compiler chooses what to keep by itself.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._normalise_each(x_SBTD)
+        normal_SBTD = self._normalise(x_SBTD, None, None)
         weight_S11D = self.weight[:, None, None, :]
         if self.bias is None:
             return normal_SBTD * weight_S11D
         return torch.addcmul(self.bias[:, None, None, :], normal_SBTD, weight_S11D)
+
+    def _normalise(self, x: Tensor, weight_D: Tensor | None, bias_D: Tensor | None) -> Tensor:
+        if self.rms:
+            return F.rms_norm(x, x.shape[-1:], weight_D, self.eps)
+        return F.layer_norm(x, x.shape[-1:], weight_D, bias_D, self.eps)
+
+    def _normalise_each(self, x_SBTD: Tensor) -> Tensor:
+        weights = self.weight.unbind()
+        biases = [None] * len(weights) if self.bias is None else self.bias.unbind()
+        streams = x_SBTD.expand(len(weights), -1, -1, -1).unbind()
+        return torch.stack(
+            [self._normalise(*each) for each in zip(streams, weights, biases, strict=True)]
+        )
 
     def extra_repr(self) -> str:
         """Shape and kind."""
