@@ -6,6 +6,7 @@ import torch
 from krakenlm.config import ModelConfig
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.model.attention import Attention, AttentionContext, SdpaCore, rotary
 from sublayer_loop import SubLayerLoop, kept_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +45,33 @@ def test_losses_and_gradients_are_the_same(norm):
     stacked = model.model.layers[1].attention.qkv.weight.grad
     for i, sublayer in enumerate(loop.layers[1]):
         torch.testing.assert_close(sublayer.qkv.weight.grad, stacked[i], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_keeps_no_more_bytes_than_the_loop(norm, dtype):
+    def autocast_loss_of(model, ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return loss_of(model, ids)
+
+    ids = torch.randint(50, (2, 16))
+    kept, bar = (kept_bytes(each, ids, autocast_loss_of) for each in both(norm))
+    assert kept <= bar
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_queries_lie_as_the_output_map_reads_what_attends(position):
+    config = CONFIG.replace(position=position)
+    laid = []
+
+    def core(module, q_BHTE, k_BGTE, v_BGTE):
+        laid.append(q_BHTE.transpose(1, 2).is_contiguous())
+        return SdpaCore()(module, q_BHTE, k_BGTE, v_BGTE)
+
+    turns = rotary(torch.arange(5)[None], config.head_dim, 1e4) if position == "rope" else None
+    attention = Attention(config, 0, 0.02)
+    attention(torch.randn(4, 2, 5, config.hidden_size), AttentionContext(core, turns))
+    assert laid == [True]
 
 
 def test_bytes_kept_are_counted_once_and_without_the_weights():

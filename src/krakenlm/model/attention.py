@@ -105,7 +105,9 @@ class Attention(nn.Module):
     def forward(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
         """What attention adds to each branch, as branches_KBTD."""
         q, k, v = self.qkv(x_SBTD).split(self.widths, dim=-1)
-        q_BHTE, k_BGTE, v_BGTE = self._heads(q), self._heads(k), self._heads(v)
+        # Fused kernels lay out their output as the queries are: so the output map reads, and keeps
+        # for the gradient, that very tensor.
+        q_BHTE, k_BGTE, v_BGTE = self._by_token(q), self._by_head(k), self._by_head(v)
         if context.rotary is not None:
             q_BHTE = apply_rotary(q_BHTE, context.rotary)
             k_BGTE = apply_rotary(k_BGTE, context.rotary)
@@ -118,14 +120,17 @@ class Attention(nn.Module):
             self.output(o_KBTI), self.dropout, training=self.training, own_streams=self.own_streams
         )
 
+    def _by_token(self, x_KBTI: Tensor) -> Tensor:
+        """[K, B, T, heads E] to [B, K heads, T, E], in memory as [B, T, K heads, E]."""
+        return self._heads(x_KBTI).permute(1, 2, 0, 3, 4).flatten(2, 3).transpose(1, 2)
+
+    def _by_head(self, x_KBTI: Tensor) -> Tensor:
+        """[K, B, T, heads E] to [B, K heads, T, E], in memory as well."""
+        return self._heads(x_KBTI).permute(1, 0, 3, 2, 4).flatten(1, 2)
+
     def _heads(self, x_KBTI: Tensor) -> Tensor:
-        """[K, B, T, heads E] to [B, K heads, T, E]."""
-        branches, batch, tokens, width = x_KBTI.shape
-        heads = width // self.head_dim
-        x_BKHTE = x_KBTI.reshape(branches, batch, tokens, heads, self.head_dim).permute(
-            1, 0, 3, 2, 4
-        )
-        return x_BKHTE.reshape(batch, branches * heads, tokens, self.head_dim)
+        """[K, B, T, heads E] to [K, B, T, heads, E]."""
+        return x_KBTI.view(*x_KBTI.shape[:-1], -1, self.head_dim)
 
 
 class SdpaCore:
@@ -181,7 +186,8 @@ def rotary(positions_BT: Tensor, head_dim: int, theta: float) -> Rotary:
 
 
 def apply_rotary(x_BHTE: Tensor, angles: Rotary) -> Tensor:
-    """Turn each pair (x_e, x_{e + E/2}) by its position's angle."""
-    cos, sin = angles.cos.to(x_BHTE.dtype), angles.sin.to(x_BHTE.dtype)
-    first, second = x_BHTE.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Turn each pair (x_e, x_{e + E/2}) by its position's angle; in memory [B, T, H, E]."""
+    cos, sin = (part.transpose(1, 2).to(x_BHTE.dtype) for part in angles)
+    first, second = x_BHTE.transpose(1, 2).chunk(2, dim=-1)
+    turned_BTHE = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned_BTHE.transpose(1, 2)
