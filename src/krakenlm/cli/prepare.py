@@ -70,7 +70,7 @@ def prepare(
 
     if verify:
         _refuse_with_verify(text, dataset)
-        _verify(out)
+        _check(out)
         return
     manifest = tokens.prepare(
         _source(text, dataset, config, split, column),
@@ -92,7 +92,7 @@ def _refuse_with_verify(text: list[Path] | None, dataset: str | None) -> None:
         )
 
 
-def _verify(out: Path) -> None:
+def _check(out: Path) -> None:
     from krakenlm.console import results
     from krakenlm.data import tokens
 
