@@ -9,9 +9,11 @@ PARITY :=
 # Of `make bench`: how often each scenario runs, and the python of an environment with vLLM.
 RUNS   := 3
 VLLM_PYTHON :=
+# The environment that serves with vLLM on CPUs.
+VLLM_VENV := .vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity test test-slow check format docs clean
+.PHONY: help demo bench parity test test-slow test-vllm vllm-env check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +36,13 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/pip install -q -e ".[docs]"
 	@touch $@
 
+$(VLLM_VENV)/.installed: pyproject.toml scripts/vllm_env.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "krakenlm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python scripts/vllm_env.py --extras dev
+	@touch $@
+
 demo: $(VENV)/.installed  ## train Kraken and its GPT-2-style twin on text, split and time them (TEXT=FILE... to choose the text)
 	$(BIN)/krakenlm demo $(if $(TEXT),--text $(TEXT)) --out $(DEMO)
 
@@ -50,6 +59,11 @@ test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on two cores
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
+vllm-env: $(VLLM_VENV)/.installed  ## an environment with vLLM for CPUs in VLLM_VENV=.vllm, about 3 GB
+
+test-vllm: $(VLLM_VENV)/.installed  ## the tests of serving with vLLM
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm -m vllm
+
 check: $(VENV)/.installed-dev  ## lint, format, types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,4 +78,4 @@ docs: $(VENV)/.installed-docs  ## build the documentation site into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove the environment, the caches and the built site; what the demo made stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf .venv .vllm .mypy_cache .ruff_cache .pytest_cache site
