@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"data", "model"}),
     frozenset({"parallel"}),
-    frozenset({"train", "eval", "plan", "bench", "integrations"}),
+    frozenset({"train", "eval", "plan", "bench", "integrations", "serving"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

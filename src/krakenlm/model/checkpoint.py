@@ -79,9 +79,23 @@ def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, T
     Raises:
         KrakenError: missing, truncated or misshapen tensors, by name.
     """
+    return dict(stream_shard(directory, shard, dtype))
+
+
+def stream_shard(
+    directory: Path, shard: Shard, dtype: torch.dtype, *, vocabulary: range | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of ``read_shard`` one after the other, by name.
+
+    Args:
+        directory: as there, like the arguments not named here.
+        shard: as there.
+        dtype: as there.
+        vocabulary: rows to read of the embedding and of a head that is not tied to it; by default
+            all of the embedding, and of the head those that the shard holds.
+    """
     with _Tensors(Path(directory)) as tensors:
-        reader = _ShardReader(tensors, shard, dtype)
-        return dict(reader.read())
+        yield from _ShardReader(tensors, shard, dtype, vocabulary).read()
 
 
 def open_tensors(path: Path, advice: str) -> Any:
@@ -169,16 +183,24 @@ class _Tensors:
 class _ShardReader:
     """Walks over a decoder's tensors and cuts each one to what the shard holds."""
 
-    def __init__(self, tensors: _Tensors, shard: Shard, dtype: torch.dtype) -> None:
+    def __init__(
+        self, tensors: _Tensors, shard: Shard, dtype: torch.dtype, vocabulary: range | None
+    ) -> None:
         self._tensors = tensors
         self._shard = shard
         self._config = shard.config
         self._dtype = dtype
+        everything = range(shard.config.vocab_size)
+        self._embedding_rows = everything if vocabulary is None else vocabulary
+        self._head_rows = shard.head_rows if vocabulary is None else vocabulary
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         config = self._config
         d = config.hidden_size
-        yield self._whole("embed_tokens.weight", config.vocab_size, d)
+        yield (
+            "embed_tokens.weight",
+            self._rows("model.embed_tokens.weight", self._embedding_rows),
+        )
         if config.position == "learned":
             yield self._whole("embed_positions.weight", config.max_position_embeddings, d)
         for index in range(config.num_hidden_layers):
@@ -190,9 +212,7 @@ class _ShardReader:
                 yield self._bias("conjunction.bias", self._shard.first == 0, 1, d)
         yield from self._norm("norm.", streams=1)
         if not config.tie_word_embeddings:
-            rows = slice(self._shard.head_rows.start, self._shard.head_rows.stop)
-            shape = (config.vocab_size, d)
-            yield "lm_head.weight", self._copy("lm_head.weight", shape, [(rows,)], axis=0)
+            yield "lm_head.weight", self._rows("lm_head.weight", self._head_rows)
 
     def _layer(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         config, shard = self._config, self._shard
@@ -231,6 +251,11 @@ class _ShardReader:
 
     def _whole(self, name: str, *shape: int) -> tuple[str, Tensor]:
         return name, self._copy(f"model.{name}", shape, [(slice(None),)], axis=0)
+
+    def _rows(self, name: str, rows: range) -> Tensor:
+        """Some tokens' rows of the embedding or the head."""
+        shape = (self._config.vocab_size, self._config.hidden_size)
+        return self._copy(name, shape, [(slice(rows.start, rows.stop),)], axis=0)
 
     def _branches(self, name: str, *shape: int) -> tuple[str, Tensor]:
         """The sub-layers held, from the leading axis."""

@@ -76,13 +76,14 @@ class Decoder(nn.Module):
     Args:
         config: of the whole model, or of one rank's part of it. Parameters are allocated, not
             initialised: load them, or call ``initialise``.
+        embed_tokens: what turns token ids into vectors, instead of an embedding held here whole.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, embed_tokens: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embed_tokens or nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))

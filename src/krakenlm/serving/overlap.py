@@ -1,0 +1,201 @@
+"""Sums over ranks that stay in flight through ``torch.compile``.
+
+A compiler may move an operator to where its result is first needed, which would begin a sum only
+when it is awaited: right numbers, no overlap. So beginning and awaiting are operators that declare
+more than they do. ``begin_sum`` claims to write to the branches, hence whatever reads them
+afterwards stays behind it. ``await_sum`` claims to write to what was computed last, hence stays
+behind that. The sum's buffer is a tensor of the graph, alive from one to the other.
+
+Shape letters: see ``krakenlm.model``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from krakenlm.model.wiring import Block
+
+_LIBRARY = torch.library.Library("krakenlm", "FRAGMENT")
+_LIBRARY.define("begin_sum(Tensor(a!) branches, Tensor(b!) total, int slot) -> ()")
+_LIBRARY.define("await_sum(Tensor(a!) computed, Tensor(b!) total, int slot) -> ()")
+
+
+class Carrier(Protocol):
+    """Carries one sum of a forward pass, again and again."""
+
+    def begin(self, total_1BTD: Tensor) -> None:
+        """Start to add up ``total_1BTD`` over all ranks, in place."""
+        ...
+
+    def wait(self) -> None:
+        """Return (on a GPU: go on with the current stream) when the sum is there."""
+        ...
+
+
+_carriers: list[Carrier] = []  # by slot, which is how a compiled graph names its sums
+
+
+def _begin_sum(branches: Tensor, total: Tensor, slot: int) -> None:
+    torch.sum(branches, dim=0, keepdim=True, out=total)
+    _carriers[slot].begin(total)
+
+
+def _await_sum(computed: Tensor, total: Tensor, slot: int) -> None:
+    _carriers[slot].wait()
+
+
+_LIBRARY.impl("begin_sum", _begin_sum, "CompositeExplicitAutograd")
+_LIBRARY.impl("await_sum", _await_sum, "CompositeExplicitAutograd")
+torch.library.register_fake("krakenlm::begin_sum", lambda branches, total, slot: None)
+torch.library.register_fake("krakenlm::await_sum", lambda computed, total, slot: None)
+
+OPERATORS = ("krakenlm::begin_sum", "krakenlm::await_sum")
+
+
+class GroupCarrier:
+    """A process group's asynchronous AllReduce: gloo's threads carry it beside compute."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._work: dist.Work | None = None
+
+    def begin(self, total_1BTD: Tensor) -> None:
+        """Hand the buffer to the process group."""
+        self._work = dist.all_reduce(total_1BTD, group=self._group, async_op=True)
+
+    def wait(self) -> None:
+        """Block until the sum is there."""
+        assert self._work is not None, "awaited before it was begun"
+        self._work.wait()
+        self._work = None
+
+
+class StreamCarrier:
+    """An AllReduce on a CUDA stream beside compute, joined by two events made once.
+
+    A CUDA graph that holds both ends captures the fork and the join. It has not been run yet.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, stream: torch.cuda.Stream) -> None:
+        self._group = group
+        self._stream = stream
+        self._ready = torch.cuda.Event()
+        self._done = torch.cuda.Event()
+
+    def begin(self, total_1BTD: Tensor) -> None:
+        """Let the side stream go on from here and sum."""
+        self._ready.record(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._ready.wait(self._stream)
+            dist.all_reduce(total_1BTD, group=self._group)
+            self._done.record(self._stream)
+
+    def wait(self) -> None:
+        """Make the current stream wait for the side stream."""
+        self._done.wait(torch.cuda.current_stream())
+
+
+class BlockingCarrier:
+    """An AllReduce that is finished when ``begin`` returns: the same operators, no overlap.
+
+    Args:
+        all_reduce: returns the sum over ranks, in its argument's memory or in memory of its own.
+    """
+
+    def __init__(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        self._all_reduce = all_reduce
+
+    def begin(self, total_1BTD: Tensor) -> None:
+        """Sum at once."""
+        summed_1BTD = self._all_reduce(total_1BTD)
+        if summed_1BTD.data_ptr() != total_1BTD.data_ptr():
+            total_1BTD.copy_(summed_1BTD)
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+
+def asynchronous_carriers(
+    group: dist.ProcessGroup, count: int, device: torch.device
+) -> list[Carrier]:
+    """Carriers for the ``count`` sums of a forward pass, of the kind that suits the device."""
+    if device.type != "cuda":
+        return [GroupCarrier(group) for _ in range(count)]
+    stream = torch.cuda.Stream(device)
+    return [StreamCarrier(group, stream) for _ in range(count)]
+
+
+def enlist(carriers: Sequence[Carrier]) -> range:
+    """Make carriers known to the operators; returns their slots, for ``OrderedReducer``."""
+    first = len(_carriers)
+    _carriers.extend(carriers)
+    return range(first, len(_carriers))
+
+
+class OrderedReducer:
+    """Sums by the operators of this module, in one forward pass.
+
+    Args:
+        slots: of the pass's carriers, from ``enlist``.
+
+    ``wrap`` must see every block of the pass.
+    """
+
+    def __init__(self, slots: range) -> None:
+        self._slot = slots.start
+        self._end = slots.stop
+        self.computed_KBTD: Tensor | None = None
+
+    def begin(self, branches_KBTD: Tensor) -> "InFlight":
+        """Start the sum on a buffer of its own."""
+        slot = self._slot
+        assert slot < self._end, "more sums than the wiring said"
+        self._slot = slot + 1
+        total_1BTD = branches_KBTD.new_empty(1, *branches_KBTD.shape[1:])
+        torch.ops.krakenlm.begin_sum(branches_KBTD, total_1BTD, slot)
+        return InFlight(self, total_1BTD, slot)
+
+    def wrap(self, index: int, block: Block) -> Block:
+        """A block that lets this Reducer know what was computed last."""
+        return _WatchedBlock(block, self)
+
+
+class InFlight:
+    """A sum that has been begun."""
+
+    def __init__(self, reducer: OrderedReducer, total_1BTD: Tensor, slot: int) -> None:
+        self._reducer = reducer
+        self._total_1BTD = total_1BTD
+        self._slot = slot
+
+    def wait(self) -> Tensor:
+        """The sum, no earlier than what was computed last."""
+        computed_KBTD = self._reducer.computed_KBTD
+        assert computed_KBTD is not None, "a block runs before anything is awaited"
+        torch.ops.krakenlm.await_sum(computed_KBTD, self._total_1BTD, self._slot)
+        return self._total_1BTD
+
+
+class _WatchedBlock:
+    def __init__(self, block: Block, reducer: OrderedReducer) -> None:
+        self._block = block
+        self._reducer = reducer
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        return self._block.keep(x_SBTD)
+
+    def attend(self, x_SBTD: Tensor) -> Tensor:
+        return self._note(self._block.attend(x_SBTD))
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        return self._note(self._block.feed(x_SBTD))
+
+    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
+        return self._note(self._block.attend_and_feed(x_SBTD))
+
+    def _note(self, branches_KBTD: Tensor) -> Tensor:
+        self._reducer.computed_KBTD = branches_KBTD
+        return branches_KBTD
