@@ -22,6 +22,7 @@ from krakenlm.cli import (
     perplexity,
     prepare,
     runs,
+    serve,
     train,
 )
 from krakenlm.errors import KrakenError
@@ -47,6 +48,7 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
+app.command(context_settings={"ignore_unknown_options": True})(serve.serve)
 app.add_typer(bench.app)
 
 # Options that take several values after one flag, as in `--text a.txt b.txt`.

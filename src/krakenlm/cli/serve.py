@@ -1,0 +1,25 @@
+"""``krakenlm serve``: an OpenAI-compatible server, by vLLM."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    model: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of a saved model with a tokenizer.")
+    ],
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FLAG]...", help="Flags of `vllm serve`, passed on as they are."),
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Processes to share the model out to.")] = 1,
+) -> None:
+    """Serve a model with vLLM behind an OpenAI-compatible API.
+
+    It listens on 127.0.0.1:8000 unless ``--host`` and ``--port`` say otherwise.
+    """
+    from krakenlm.serving.serve import serve as serve_model
+
+    raise typer.Exit(serve_model(model, devices, flags or []))

@@ -1,0 +1,189 @@
+"""``krakenlm serve``: vLLM's server with settings that suit the machine.
+
+Only what the user did not set is set here, whether by a flag of vLLM's or by an environment
+variable of its own.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from krakenlm.console import notes, results
+from krakenlm.errors import KrakenError
+from krakenlm.model.checkpoint import read_config
+
+_GIB = 2**30
+_PLAIN_CHAT = Path(__file__).parent / "plain_chat.jinja"
+_INSTALL = (
+    'on GPUs `pip install "krakenlm[vllm]"`, on CPUs `make vllm-env` in a checkout of krakenlm'
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A server to start.
+
+    Attributes:
+        command: program and arguments.
+        environment: variables to add to this process's.
+        url: where it will listen.
+        model: the name that requests call the model by.
+    """
+
+    command: list[str]
+    environment: dict[str, str]
+    url: str
+    model: str
+
+    @property
+    def curl(self) -> str:
+        """A command that streams an answer."""
+        body = {"model": self.model, "prompt": "Once upon a time", "max_tokens": 32, "stream": True}
+        return (
+            f"curl -N {self.url}/v1/completions -H 'Content-Type: application/json' "
+            f"-d '{json.dumps(body)}'"
+        )
+
+
+def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
+    """Run vLLM's server until it ends or is told to; returns its exit status.
+
+    Args:
+        model: a checkpoint folder.
+        devices: tensor-parallel ranks.
+        flags: passed on to ``vllm serve``.
+
+    Raises:
+        KrakenError: no vLLM here, a folder that holds no model, a port in use.
+    """
+    launch = plan(model, devices, flags, on_cpu=_vllm_is_for_cpus(), environment=os.environ)
+    _check_port(launch.url)
+    process = subprocess.Popen(launch.command, env={**os.environ, **launch.environment})
+    # Ctrl-C reaches both processes; the server ends its requests, this one waits for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    if _comes_up(process, launch.url):
+        results.print(f"serving {launch.model} on {launch.url}", markup=False)
+        results.print(launch.curl, markup=False)
+    return process.wait()
+
+
+def plan(
+    model: Path,
+    devices: int,
+    flags: Sequence[str],
+    *,
+    on_cpu: bool,
+    environment: Mapping[str, str],
+) -> Launch:
+    """What to start.
+
+    Args:
+        model: a checkpoint folder.
+        devices: tensor-parallel ranks.
+        flags: of the user, for ``vllm serve``.
+        on_cpu: vLLM's build is the one for CPUs.
+        environment: of this process.
+
+    Raises:
+        KrakenError: no model there, or fewer than one device.
+    """
+    read_config(model)
+    if devices < 1:
+        raise KrakenError(f"--devices {devices}: needs 1 or more")
+    given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+    defaults = {
+        "--tensor-parallel-size": str(devices),
+        "--host": "127.0.0.1",
+        "--port": "8000",
+        "--served-model-name": model.resolve().name,
+    }
+    if on_cpu:
+        defaults["--dtype"] = "float32"
+    if not _has_chat_template(model):
+        defaults["--chat-template"] = str(_PLAIN_CHAT)
+    chosen = {name: value for name, value in defaults.items() if name not in given}
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *flags]
+    for name, value in chosen.items():
+        command += [name, value]
+    values = {**chosen, **_values(flags)}
+    host, port = values["--host"], values["--port"]
+    settings = _cpu_settings(devices) if on_cpu else {}
+    return Launch(
+        command=command,
+        environment={k: v for k, v in settings.items() if k not in environment},
+        url=f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}",  # noqa: S104
+        model=values["--served-model-name"],
+    )
+
+
+def _cpu_settings(devices: int) -> dict[str, str]:
+    """A share of the cores for each rank, and room for the cache in half of what is free."""
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(1, len(cores) // devices)
+    shares = [
+        [cores[(rank * each + i) % len(cores)] for i in range(each)] for rank in range(devices)
+    ]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares),
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, min(4, free // (2 * devices * _GIB)))),
+    }
+
+
+def _values(flags: Sequence[str]) -> dict[str, str]:
+    """Values of the flags that have one, as ``--name value`` or ``--name=value``."""
+    values = {}
+    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name.startswith("--"):
+            values[name.replace("_", "-")] = value if equals else following
+    return values
+
+
+def _has_chat_template(model: Path) -> bool:
+    if (model / "chat_template.jinja").is_file():
+        return True
+    path = model / "tokenizer_config.json"
+    return path.is_file() and "chat_template" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def _vllm_is_for_cpus() -> bool:
+    if find_spec("vllm") is None:
+        raise KrakenError(f"vLLM is not installed here: {_INSTALL}")
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError as error:
+        raise KrakenError(f"vLLM is only half installed here: {_INSTALL}") from error
+
+
+def _check_port(url: str) -> None:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.socket() as probe:
+        if probe.connect_ex((host, int(port))) == 0:
+            raise KrakenError(f"{url} is in use: choose another with --port")
+
+
+def _comes_up(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait until the server answers; False where it ended first."""
+    notes.print(f"starting vLLM for {url}, which takes a minute or so", markup=False)
+    while process.poll() is None:
+        try:
+            with urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310  always http
+                if answer.status == 200:
+                    return True
+        except (URLError, OSError):
+            pass
+        time.sleep(0.5)
+    return False

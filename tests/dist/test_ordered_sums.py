@@ -1,0 +1,167 @@
+"""Sums that vLLM's compiled graphs begin and await: the numbers, the order, the overlap."""
+
+import re
+import time
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from krakenlm.config import WIRINGS, ModelConfig
+from krakenlm.model.attention import SdpaCore
+from krakenlm.model.decoder import Decoder
+from krakenlm.model.reduce import LocalReducer
+from krakenlm.parallel.launch import Rank, launch
+from krakenlm.serving.overlap import (
+    BlockingCarrier,
+    GroupCarrier,
+    OrderedReducer,
+    enlist,
+)
+
+pytestmark = pytest.mark.dist
+
+LAYERS = 3
+LATE = 0.2
+SHAPE = {
+    "hidden_size": 16, "num_hidden_layers": LAYERS, "heads_per_sublayer": 2, "vocab_size": 31,
+    "max_position_embeddings": 16,
+}  # fmt: skip
+CONFIGS = {
+    wiring: ModelConfig(wiring=wiring, num_sublayers=2, **SHAPE)  # type: ignore[arg-type]
+    for wiring in WIRINGS
+}
+
+
+def decoder(config: ModelConfig) -> Decoder:
+    torch.manual_seed(0)
+    made = Decoder(config).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@torch.no_grad()
+def hidden_states(model: Decoder, reducer, **options) -> torch.Tensor:
+    ids_BT = torch.arange(8).unsqueeze(0)
+    return model(model.embed_tokens(ids_BT), ids_BT, SdpaCore(), reducer, **options)
+
+
+class Doubling:
+    """Carries sums over two ranks that hold the same: what begin is handed, twice."""
+
+    def __init__(self) -> None:
+        self._total = None
+
+    def begin(self, total) -> None:
+        self._total = total
+
+    def wait(self) -> None:
+        assert self._total is not None
+        self._total.mul_(2)
+        self._total = None
+
+
+class Twice(LocalReducer):
+    """The same without operators."""
+
+    def begin(self, branches):
+        ready = super().begin(branches)
+        return ready._replace(total_1BTD=ready.total_1BTD * 2)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_sums_by_operators_are_those_of_the_wiring(wiring):
+    config = CONFIGS[wiring]
+    model = decoder(config)
+    slots = enlist([Doubling() for _ in range(config.traits.allreduces(LAYERS))])
+    for _ in range(2):  # a carrier carries its sum in every pass
+        reducer = OrderedReducer(slots)
+        found = hidden_states(model, reducer, wrap=reducer.wrap)
+        torch.testing.assert_close(found, hidden_states(model, Twice()))
+
+
+def test_a_blocking_carrier_takes_sums_in_place_and_others():
+    for all_reduce in (lambda x: x.mul_(2), lambda x: x * 2):
+        x = torch.ones(3)
+        carrier = BlockingCarrier(all_reduce)
+        carrier.begin(x)
+        carrier.wait()
+        assert x.tolist() == [2, 2, 2]
+
+
+def late_partner(rank: Rank) -> None:
+    """The second rank joins the sum late; the first computes meanwhile."""
+    slots = enlist([GroupCarrier(dist.group.WORLD)])
+    reducer = OrderedReducer(slots)
+    branches = torch.full((2, 1, 4, 8), float(rank.index + 1))
+    dist.barrier()
+    if rank.index == 1:
+        time.sleep(LATE)
+    start = time.perf_counter()
+    begun = reducer.begin(branches)
+    begin_s = time.perf_counter() - start
+    time.sleep(2 * LATE)  # stands for attention
+    reducer.computed_KBTD = torch.zeros(1)
+    start = time.perf_counter()
+    total = begun.wait()
+    wait_s = time.perf_counter() - start
+    rank.emit((rank.index, begin_s, wait_s, total.unique().tolist(), branches.unique().tolist()))
+
+
+def test_a_late_sum_finishes_behind_what_is_computed_meanwhile():
+    heard = []
+    launch(late_partner, [], devices=2, on_message=heard.append, device_type="cpu", threads=1)
+    for index, begin_s, wait_s, total, branches in heard:
+        assert begin_s < LATE / 2
+        assert wait_s < LATE / 2
+        assert total == [6]
+        assert branches == [index + 1]  # the stream itself is left as it is
+
+
+def calls(code: str, attention: str) -> list[str]:
+    """The operators that matter, in the order in which generated code calls them."""
+    pattern = rf"torch\.ops\.(?:krakenlm\.(begin_sum|await_sum)|{attention})[.\w]*\("
+    return [found[1] or "attention" for found in re.finditer(pattern, code)]
+
+
+def misplaced(found: list[str], layers: int) -> list[str]:
+    """What is wrong with the order of a Kraken's operators."""
+    layer = ["begin_sum", "attention", "await_sum"]
+    right = ["attention", *layer * (layers - 1), "begin_sum", "await_sum"]
+    return [
+        f"{place}: {got} instead of {wanted}"
+        for place, (got, wanted) in enumerate(zip(found + ["nothing"] * 99, right, strict=False))
+        if got != wanted
+    ]
+
+
+def test_an_order_without_overlap_is_noticed():
+    right = ["attention", "begin_sum", "attention", "await_sum", "begin_sum", "await_sum"]
+    assert misplaced(right, 2) == []
+    late = ["attention", "attention", "begin_sum", "await_sum", "begin_sum", "await_sum"]
+    early = ["attention", "begin_sum", "await_sum", "attention", "begin_sum", "await_sum"]
+    assert misplaced(late, 2)
+    assert misplaced(early, 2)
+    assert misplaced([], 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_generated_code_begins_before_attention_and_awaits_behind_it(wiring):
+    from torch._inductor.utils import run_and_get_code
+
+    config = CONFIGS[wiring]
+    model = decoder(config)
+    slots = enlist([Doubling() for _ in range(config.traits.allreduces(LAYERS))])
+
+    @torch.compile(fullgraph=True)
+    def compiled() -> torch.Tensor:
+        reducer = OrderedReducer(slots)
+        return hidden_states(model, reducer, wrap=reducer.wrap)
+
+    found, (code,) = run_and_get_code(compiled)
+    torch.testing.assert_close(found, hidden_states(model, Twice()), atol=1e-5, rtol=1e-5)
+    if config.traits.own_streams:
+        order = calls(code, "aten._scaled_dot_product_flash_attention_for_cpu")
+        assert misplaced(order, LAYERS) == []
