@@ -62,7 +62,7 @@ test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 vllm-env: $(VLLM_VENV)/.installed  ## an environment with vLLM for CPUs in VLLM_VENV=.vllm, about 3 GB
 
 test-vllm: $(VLLM_VENV)/.installed  ## the tests of serving with vLLM
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm -m vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/serving tests/dist/test_ordered_sums.py -m 'vllm or dist'
 
 check: $(VENV)/.installed-dev  ## lint, format, types, import direction
 	$(BIN)/ruff check .

@@ -103,7 +103,6 @@ class KrakenForCausalLM(nn.Module):
         if self._tied:
             self.lm_head = self.lm_head.tie_weights(self.model.decoder.embed_tokens)
         self.logits_processor = api.LogitsProcessor(config.vocab_size)
-        self.bytes_read = 0
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """Embedded tokens [T, D], without positions."""

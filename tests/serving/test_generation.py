@@ -1,0 +1,185 @@
+"""vLLM answers as Hugging Face does, on any number of ranks that divides the model."""
+
+import re
+from pathlib import Path
+
+import offline
+import pytest
+import torch
+
+from krakenlm.config import ModelConfig
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+
+VOCABULARY = 300
+NEW_TOKENS = 8
+SHAPE = {
+    "num_sublayers": 2, "hidden_size": 64, "num_hidden_layers": 2, "heads_per_sublayer": 2,
+    "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+}  # fmt: skip
+CONFIGS = {
+    "kraken": ModelConfig(**SHAPE),
+    "kraken-4": ModelConfig(**{**SHAPE, "num_sublayers": 4}),
+    # No kernel is made for heads of 20; one key and value head in each sub-layer.
+    "kraken-mqa": ModelConfig(
+        **{**SHAPE, "heads_per_sublayer": 4}, kv_heads_per_sublayer=1, head_dim=20, bias=True,
+        position="rope", norm="rmsnorm", activation="swiglu", tie_word_embeddings=False,
+    ),
+    "standard": ModelConfig(**SHAPE, wiring="standard", bias=True),
+    "parallel": ModelConfig(
+        **{**SHAPE, "heads_per_sublayer": 4}, wiring="parallel", kv_heads_per_sublayer=2,
+        position="rope",
+    ),
+    "ladder": ModelConfig(**SHAPE, wiring="ladder", norm="rmsnorm", activation="swiglu"),
+}  # fmt: skip
+
+
+def prompts(count: int = 64) -> list[list[int]]:
+    """Random tokens, 1 to 200 of them."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.linspace(1, 200, count).int().tolist()
+    return [torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+class Expected:
+    """A checkpoint, and what Hugging Face generates from it."""
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        torch.manual_seed(0)
+        model = KrakenForCausalLM(KrakenConfig.from_model_config(config)).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+        model.save_pretrained(folder)
+        self.folder = folder
+        self.tokens: list[list[int]] = []
+        self.logprobs: list[list[float]] = []
+        for prompt in prompts():
+            self._generate(model, torch.tensor([prompt]))
+
+    def _generate(self, model: KrakenForCausalLM, ids_BT: torch.Tensor) -> None:
+        found = model.generate(
+            ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = found.sequences[0, ids_BT.shape[1] :].tolist()
+        self.tokens.append(tokens)
+        self.logprobs.append(
+            [x.log_softmax(-1)[0, t].item() for x, t in zip(found.logits, tokens, strict=True)]
+        )
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    made: dict[str, Expected] = {}
+
+    def of(name: str) -> Expected:
+        if name not in made:
+            made[name] = Expected(tmp_path_factory.mktemp(name), CONFIGS[name])
+        return made[name]
+
+    return of
+
+
+def assert_same(found, wanted: Expected) -> None:
+    assert found["tokens"] == wanted.tokens
+    torch.testing.assert_close(
+        torch.tensor(found["logprobs"]), torch.tensor(wanted.logprobs), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("kraken", 1),
+        ("kraken", 2),
+        ("kraken-4", 2),
+        ("kraken-4", 4),
+        ("kraken-mqa", 2),
+        ("standard", 2),
+        ("parallel", 2),
+        ("ladder", 2),
+    ],
+)
+def test_greedy_answers_are_those_of_transformers(name, ranks, expected, tmp_path):
+    wanted = expected(name)
+    found = offline.generate(
+        wanted.folder, prompts(), tmp_path, new_tokens=NEW_TOKENS, ranks=ranks, overlap="async"
+    )
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["kraken", "standard", "ladder"])
+def test_the_blocking_path_gives_the_same(name, expected, tmp_path):
+    wanted = expected(name)
+    found = offline.generate(
+        wanted.folder, prompts(), tmp_path, new_tokens=NEW_TOKENS, ranks=2, overlap="sync"
+    )
+    assert_same(found, wanted)
+
+
+def test_one_sequence_at_a_time_gives_the_same(expected, tmp_path):
+    wanted = expected("kraken")
+    found = offline.generate(
+        wanted.folder, prompts(), tmp_path, new_tokens=NEW_TOKENS, ranks=2, together=1
+    )
+    assert_same(found, wanted)
+
+
+def test_each_rank_reads_its_own_part_only(expected, tmp_path):
+    wanted = expected("kraken-4")
+    (file,) = wanted.folder.glob("*.safetensors")
+    read = offline.generate(wanted.folder, prompts(1), tmp_path, new_tokens=1, ranks=4)[
+        "bytes_read"
+    ]
+    config = CONFIGS["kraken-4"]
+    # Positions and the final norm are on every rank.
+    shared = 4 * config.hidden_size * (config.max_position_embeddings + 1)
+    assert len(read) == 4
+    assert sum(read) - 3 * shared <= file.stat().st_size
+    assert max(read) < 0.4 * file.stat().st_size
+
+
+def test_compiled_code_keeps_sums_in_flight_behind_attention(expected, tmp_path):
+    wanted = expected("kraken")
+    cache = tmp_path / "cache"
+    found = offline.generate(
+        wanted.folder,
+        prompts(),
+        tmp_path,
+        new_tokens=NEW_TOKENS,
+        ranks=2,
+        overlap="async",
+        eager=False,
+        environment={
+            "VLLM_CACHE_ROOT": str(cache),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        },
+    )
+    assert_same(found, wanted)
+    calls = [calls_of(path.read_text()) for path in cache.rglob("*.py")]
+    layers = CONFIGS["kraken"].num_hidden_layers
+    layer = ["begin_sum", "attention", "await_sum"]
+    compiled = [order for order in calls if order]
+    assert compiled
+    for order in compiled:
+        assert order == ["attention", *layer * (layers - 1), "begin_sum", "await_sum"]
+
+
+def calls_of(code: str) -> list[str]:
+    """The operators that matter, in the order in which generated code calls them."""
+    pattern = r"torch\.ops\.(?:krakenlm\.(\w+)|vllm\.unified_attention_with_output)[.\w]*\("
+    return [found[1] or "attention" for found in re.finditer(pattern, code)]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "said"),
+    [("kraken", 4, "2 sub-layers"), ("parallel", 3, "")],
+)
+def test_ranks_that_do_not_divide_the_model_are_refused(name, ranks, said, expected, tmp_path):
+    with pytest.raises(AssertionError) as failed:
+        offline.generate(expected(name).folder, prompts(1), tmp_path, new_tokens=1, ranks=ranks)
+    assert said in str(failed.value)
