@@ -37,6 +37,9 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 # These two name others lazily, to be imported when a user first asks for them.
 LAZY = {"__init__", "_registration"}
 
+# vLLM is optional and changes fast: one file holds what depends on it, another registers with it.
+VLLM_MAY_BE_IMPORTED_IN = {"serving/vllm_api.py", "serving/plugin.py"}
+
 WIRINGS_MAY_BE_COMPARED_IN = ("config/", "model/wiring.py")
 
 
@@ -107,6 +110,17 @@ def foreign_imports(root: Path) -> list[str]:
         if package[1:2] == ("config",)
         for module, line in imports(path, package)
         if module.partition(".")[0] not in {*sys.stdlib_module_names, "krakenlm"}
+    ]
+
+
+def vllm_imports(root: Path) -> list[str]:
+    """Imports of vLLM outside the files that may."""
+    return [
+        f"{path.relative_to(root)}:{line}: {module}"
+        for path, package in source_files(root)
+        if path.relative_to(root).as_posix() not in VLLM_MAY_BE_IMPORTED_IN
+        for module, line in imports(path, package)
+        if module.partition(".")[0] == "vllm"
     ]
 
 
@@ -222,6 +236,18 @@ def test_config_imports_only_the_standard_library_and_krakenlm():
 @pytest.mark.parametrize("text", ["import torch", "def f():\n    from numpy import array"])
 def test_a_foreign_import_in_config_is_found(tmp_path, text):
     assert len(foreign_imports(tree(tmp_path, {"config/sizes.py": text}))) == 1
+
+
+def test_vllm_is_imported_in_its_own_place_only():
+    assert vllm_imports(PACKAGE) == []
+
+
+def test_an_import_of_vllm_elsewhere_is_found(tmp_path):
+    text = "def f():\n    from vllm.config import VllmConfig"
+    files = {"serving/vllm_model.py": text, "serving/vllm_api.py": text}
+    assert vllm_imports(tree(tmp_path, files)) == [
+        "serving/vllm_model.py:2: vllm.config.VllmConfig"
+    ]
 
 
 def test_only_the_wirings_themselves_ask_which_architecture_runs():

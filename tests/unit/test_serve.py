@@ -1,0 +1,86 @@
+"""What `krakenlm serve` starts."""
+
+import json
+import os
+
+import pytest
+
+import tiny
+from krakenlm.errors import KrakenError
+from krakenlm.serving import serve as module
+from krakenlm.serving.options import ServingOptions
+from krakenlm.serving.serve import plan
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(tiny.model_config().to_hf_dict()))
+    return made
+
+
+def started(folder, *flags, devices=2, on_cpu=True, environment=None):
+    return plan(folder, devices, flags, on_cpu=on_cpu, environment=environment or {})
+
+
+def values(command):
+    """Flags with the value behind each."""
+    return {flag: command[i + 1] for i, flag in enumerate(command[:-1]) if flag[:2] == "--"}
+
+
+def test_it_stays_on_this_machine_and_says_how_to_ask(folder):
+    launch = started(folder)
+    found = values(launch.command)
+    assert found["--host"] == "127.0.0.1"
+    assert found["--tensor-parallel-size"] == "2"
+    assert found["--dtype"] == "float32"
+    assert launch.url == "http://127.0.0.1:8000"
+    assert launch.url in launch.curl
+    assert found["--served-model-name"] == "model"
+    assert '"model": "model"' in launch.curl
+
+
+@pytest.mark.parametrize(
+    "flags", [("--port", "9", "--dtype", "bfloat16"), ("--port=9", "--dtype=bfloat16")]
+)
+def test_what_the_user_sets_is_left_alone(folder, flags):
+    launch = started(folder, *flags, environment={"VLLM_CPU_KVCACHE_SPACE": "7"})
+    assert launch.command[5:-1].count("--port") + launch.command.count("--port=9") == 1
+    assert "float32" not in launch.command
+    assert launch.url.endswith(":9")
+    assert "VLLM_CPU_KVCACHE_SPACE" not in launch.environment
+
+
+def test_each_rank_gets_a_share_of_the_cores(folder):
+    bound = started(folder, devices=2).environment["VLLM_CPU_OMP_THREADS_BIND"].split("|")
+    assert len(bound) == 2
+    cores = os.sched_getaffinity(0)
+    assert {int(core) for share in bound for core in share.split(",")} <= cores
+
+
+def test_gpus_need_no_settings_for_cpus(folder):
+    launch = started(folder, on_cpu=False)
+    assert launch.environment == {}
+    assert "--dtype" not in launch.command
+
+
+def test_a_model_without_a_chat_template_gets_a_plain_one(folder):
+    assert values(started(folder).command)["--chat-template"].endswith("plain_chat.jinja")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert "--chat-template" not in started(folder).command
+
+
+def test_a_missing_vllm_is_named(folder, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(KrakenError, match="make vllm-env"):
+        module.serve(folder, 1, [])
+
+
+def test_options_are_read_strictly():
+    assert ServingOptions.from_additional_config({}).overlap == "auto"
+    read = ServingOptions.from_additional_config({"krakenlm": {"overlap": "sync"}, "other": 1})
+    assert read.overlap == "sync"
+    for wrong in ({"overlap": "never"}, {"overlaps": "sync"}, "sync"):
+        with pytest.raises(KrakenError, match="krakenlm|overlap"):
+            ServingOptions.from_additional_config({"krakenlm": wrong})
