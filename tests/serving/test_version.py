@@ -9,7 +9,7 @@ from krakenlm.errors import KrakenError
 def test_another_vllm_is_refused(version):
     from krakenlm.serving.vllm_api import check_version
 
-    with pytest.raises(KrakenError, match="0.32"):
+    with pytest.raises(KrakenError, match=r"0\.32"):
         check_version(version)
 
 

@@ -82,5 +82,5 @@ def test_options_are_read_strictly():
     read = ServingOptions.from_additional_config({"krakenlm": {"overlap": "sync"}, "other": 1})
     assert read.overlap == "sync"
     for wrong in ({"overlap": "never"}, {"overlaps": "sync"}, "sync"):
-        with pytest.raises(KrakenError, match="krakenlm|overlap"):
+        with pytest.raises(KrakenError, match=r"krakenlm|overlap"):
             ServingOptions.from_additional_config({"krakenlm": wrong})
