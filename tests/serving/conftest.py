@@ -8,6 +8,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # marked before unwanted marks are dropped
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = pytest.mark.skip(reason="vLLM is not installed here: run `make test-vllm`")
     for item in items:

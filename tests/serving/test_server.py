@@ -1,0 +1,171 @@
+"""`krakenlm serve`: an OpenAI client gets answers, wrong requests get errors, a dead rank shows."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import offline
+import psutil
+import pytest
+import torch
+
+from krakenlm.config import ModelConfig
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+
+CONTEXT = 128
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A server that has come up."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        flags = ["--port", str(self.port), "--enforce-eager", "--max-num-seqs", "16"]
+        command = [sys.executable, "-m", "krakenlm", "serve", str(model), "--devices", "2", *flags]
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                command,
+                env={**offline.os.environ, **offline.SETTINGS},
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+            )
+        self.said = self._wait(log)
+
+    def _wait(self, log: Path) -> list[str]:
+        said = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            said.append(line.rstrip())
+            if line.startswith("curl "):
+                return said
+        raise AssertionError("\n".join(said)[-3000:] + log.read_text()[-3000:])
+
+    def post(self, path: str, body: str) -> tuple[int, str]:
+        request = Request(f"{self.url}{path}", body.encode(), {"Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
+    def health(self) -> int:
+        try:
+            with urlopen(f"{self.url}/health", timeout=30) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            return error.code
+        except OSError:
+            return 0  # it went down altogether
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    torch.manual_seed(0)
+    config = ModelConfig(
+        num_sublayers=2, hidden_size=64, num_hidden_layers=2, heads_per_sublayer=2,
+        vocab_size=300, max_position_embeddings=CONTEXT,
+    )  # fmt: skip
+    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    running = Server(folder, folder.parent / "log.txt")
+    yield running
+    running.stop()
+
+
+def completion(**values) -> str:
+    return json.dumps({"model": "tiny", "prompt": "Document", "max_tokens": 8, **values})
+
+
+def test_it_says_where_it_is_and_the_command_it_names_works(server):
+    assert any(server.url in line for line in server.said)
+    curl = server.said[-1]
+    answer = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=120)
+    assert "data: [DONE]" in answer.stdout
+
+
+def test_an_openai_client_streams_completions_and_chats(server):
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    pieces = client.completions.create(
+        model="tiny", prompt="Document", max_tokens=8, temperature=0, stream=True
+    )
+    assert "".join(piece.choices[0].text for piece in pieces)
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Document"}],
+        max_tokens=8,
+        stream=True,
+    )
+    assert len(list(chat)) > 1
+
+
+def test_many_requests_at_a_time_are_answered_as_one_by_one(server):
+    from concurrent.futures import ThreadPoolExecutor
+
+    bodies = [
+        completion(prompt="Document " * (1 + i % 9), temperature=0, ignore_eos=True)
+        for i in range(16)
+    ]
+
+    def text(body: str) -> str:
+        status, answer = server.post("/v1/completions", body)
+        assert status == 200, answer
+        return json.loads(answer)["choices"][0]["text"]
+
+    alone = [text(body) for body in bodies]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(text, bodies)) == alone
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        completion(prompt="word " * 2 * CONTEXT),
+        completion(temperature=float("nan")),
+        completion(model="nobody"),
+        completion(max_tokens=-1),
+        "{",
+    ],
+    ids=["too long", "NaN temperature", "unknown model", "negative length", "not JSON"],
+)
+def test_wrong_requests_get_an_error_and_the_server_lives_on(server, body):
+    status, answer = server.post("/v1/completions", body)
+    assert 400 <= status < 500, answer
+    assert server.health() == 200
+    assert server.post("/v1/completions", completion())[0] == 200
+
+
+def test_a_killed_rank_makes_health_fail(server):
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    ranks = [child for child in children if "Worker" in " ".join(child.cmdline())]
+    assert len(ranks) == 2, [child.cmdline() for child in children]
+    ranks[1].kill()
+    for _ in range(60):
+        if server.health() != 200:
+            return
+        time.sleep(1)
+    pytest.fail("the server still calls itself healthy")
