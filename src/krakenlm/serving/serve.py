@@ -145,7 +145,7 @@ def _cpu_settings(devices: int) -> dict[str, str]:
 def _values(flags: Sequence[str]) -> dict[str, str]:
     """Values of the flags that have one, as ``--name value`` or ``--name=value``."""
     values = {}
-    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+    for flag, following in zip(flags, [*flags, ""][1:], strict=True):
         name, equals, value = flag.partition("=")
         if name.startswith("--"):
             values[name.replace("_", "-")] = value if equals else following
