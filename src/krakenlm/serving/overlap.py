@@ -35,15 +35,20 @@ class Carrier(Protocol):
         ...
 
 
-_carriers: list[Carrier] = []  # by slot, which is how a compiled graph names its sums
+# By slot, which is how a compiled graph names its sums.
+_carriers: list[Carrier] = []
+_buffers: dict[int, int] = {}
 
 
 def _begin_sum(branches: Tensor, total: Tensor, slot: int) -> None:
     torch.sum(branches, dim=0, keepdim=True, out=total)
+    _buffers[slot] = total.data_ptr()
     _carriers[slot].begin(total)
 
 
 def _await_sum(computed: Tensor, total: Tensor, slot: int) -> None:
+    # A compiler that copied the buffer meanwhile would have copied an unfinished sum.
+    assert total.data_ptr() == _buffers[slot], "a sum in flight has lost its buffer"
     _carriers[slot].wait()
 
 
