@@ -8,6 +8,7 @@ import pytest
 import tiny
 from krakenlm.errors import KrakenError
 from krakenlm.serving import serve as module
+from krakenlm.serving.benchmark import Load, summary, table
 from krakenlm.serving.options import ServingOptions
 from krakenlm.serving.serve import plan
 
@@ -84,3 +85,28 @@ def test_options_are_read_strictly():
     for wrong in ({"overlap": "never"}, {"overlaps": "sync"}, "sync"):
         with pytest.raises(KrakenError, match=r"krakenlm|overlap"):
             ServingOptions.from_additional_config({"krakenlm": wrong})
+
+
+def served(model, concurrency, ttft):
+    load = Load(concurrency=concurrency, input_len=8, output_len=2, num_prompts=4)
+    found = {
+        "completed": 4, "median_ttft_ms": ttft, "p99_ttft_ms": 2 * ttft, "median_tpot_ms": 3.0,
+        "output_throughput": 50.0,
+    }  # fmt: skip
+    return summary(found, model, "kraken", load)
+
+
+def test_models_are_compared_under_the_same_load():
+    results = [
+        served("a", 1, 30.0), served("a", 4, 50.0), served("b", 1, 20.0), served("b", 4, 100.0),
+    ]  # fmt: skip
+    drawn = table(results)
+    columns = {column.header: list(column.cells) for column in drawn.columns}
+    assert columns["at a time"] == ["1", "1", "4", "4"]
+    assert columns["TTFT speedup"] == ["1.00×", "1.50×", "1.00×", "0.50×"]
+
+
+def test_requests_that_failed_are_no_result():
+    load = Load(concurrency=1, input_len=8, output_len=2, num_prompts=4)
+    with pytest.raises(KrakenError, match="3 of 4"):
+        summary({"completed": 3}, "a", "kraken", load)

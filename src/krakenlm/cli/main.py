@@ -13,6 +13,7 @@ import typer
 
 from krakenlm.cli import (
     bench,
+    bench_serve,
     compare,
     convert,
     demo,
@@ -49,6 +50,7 @@ for command in (
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
 app.command(context_settings={"ignore_unknown_options": True})(serve.serve)
+bench.app.command()(bench_serve.serve)
 app.add_typer(bench.app)
 
 # Options that take several values after one flag, as in `--text a.txt b.txt`.

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -67,9 +68,7 @@ def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
     Raises:
         KrakenError: no vLLM here, a folder that holds no model, a port in use.
     """
-    launch = plan(model, devices, flags, on_cpu=_vllm_is_for_cpus(), environment=os.environ)
-    _check_port(launch.url)
-    process = subprocess.Popen(launch.command, env={**os.environ, **launch.environment})
+    launch, process = _start(model, devices, flags)
     # Ctrl-C reaches both processes; the server ends its requests, this one waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -77,6 +76,32 @@ def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
         results.print(f"serving {launch.model} on {launch.url}", markup=False)
         results.print(launch.curl, markup=False)
     return process.wait()
+
+
+@contextmanager
+def running(model: Path, devices: int, flags: Sequence[str]) -> Iterator[Launch]:
+    """A server that answers, for as long as the block runs; arguments are those of ``serve``.
+
+    Raises:
+        KrakenError: as ``serve``, or the server ended before it answered.
+    """
+    launch, process = _start(model, devices, flags)
+    try:
+        if not _comes_up(process, launch.url):
+            raise KrakenError(f"vLLM ended with {process.returncode} before it served {model}")
+        yield launch
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _start(
+    model: Path, devices: int, flags: Sequence[str]
+) -> tuple[Launch, subprocess.Popen[bytes]]:
+    launch = plan(model, devices, flags, on_cpu=_vllm_is_for_cpus(), environment=os.environ)
+    _check_port(launch.url)
+    environment = {**os.environ, **launch.environment}
+    return launch, subprocess.Popen(launch.command, env=environment)
 
 
 def plan(
