@@ -10,7 +10,7 @@ Shape letters: see ``krakenlm.model``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from torch import distributed as dist
 
 from krakenlm.model.wiring import Block
 
-_LIBRARY = torch.library.Library("krakenlm", "FRAGMENT")
-_LIBRARY.define("begin_sum(Tensor(a!) branches, Tensor(b!) total, int slot) -> ()")
-_LIBRARY.define("await_sum(Tensor(a!) computed, Tensor(b!) total, int slot) -> ()")
+_OPERATORS = {
+    "begin_sum": "(Tensor(a!) branches, Tensor(b!) total, int slot) -> ()",
+    "await_sum": "(Tensor(a!) computed, Tensor(b!) total, int slot) -> ()",
+}
+OPERATORS = tuple(f"krakenlm::{name}" for name in _OPERATORS)
 
 
 class Carrier(Protocol):
@@ -52,12 +54,21 @@ def _await_sum(computed: Tensor, total: Tensor, slot: int) -> None:
     _carriers[slot].wait()
 
 
-_LIBRARY.impl("begin_sum", _begin_sum, "CompositeExplicitAutograd")
-_LIBRARY.impl("await_sum", _await_sum, "CompositeExplicitAutograd")
-torch.library.register_fake("krakenlm::begin_sum", lambda branches, total, slot: None)
-torch.library.register_fake("krakenlm::await_sum", lambda computed, total, slot: None)
+def _nothing(changed: Tensor, total: Tensor, slot: int) -> None:
+    """What an operator does to shapes."""
 
-OPERATORS = ("krakenlm::begin_sum", "krakenlm::await_sum")
+
+def _register() -> Any:
+    """Define the operators; they live as long as the library that is returned."""
+    library: Any = torch.library.Library("krakenlm", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for name, function in (("begin_sum", _begin_sum), ("await_sum", _await_sum)):
+        library.define(name + _OPERATORS[name])
+        library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"krakenlm::{name}", _nothing)
+    return library
+
+
+_library = _register()
 
 
 class GroupCarrier:
@@ -87,8 +98,8 @@ class StreamCarrier:
     def __init__(self, group: dist.ProcessGroup, stream: torch.cuda.Stream) -> None:
         self._group = group
         self._stream = stream
-        self._ready = torch.cuda.Event()
-        self._done = torch.cuda.Event()
+        self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def begin(self, total_1BTD: Tensor) -> None:
         """Let the side stream go on from here and sum."""
@@ -129,7 +140,7 @@ def asynchronous_carriers(
     """Carriers for the ``count`` sums of a forward pass, of the kind that suits the device."""
     if device.type != "cuda":
         return [GroupCarrier(group) for _ in range(count)]
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return [StreamCarrier(group, stream) for _ in range(count)]
 
 
