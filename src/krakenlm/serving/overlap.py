@@ -54,8 +54,8 @@ def _await_sum(computed: Tensor, total: Tensor, slot: int) -> None:
     _carriers[slot].wait()
 
 
-def _nothing(changed: Tensor, total: Tensor, slot: int) -> None:
-    """What an operator does to shapes."""
+def _nothing(*_: object, **__: object) -> None:
+    """What the operators do to shapes."""
 
 
 def _register() -> Any:
