@@ -7,6 +7,7 @@ rank holds some rows, and the sums over ranks. Shape letters: see ``krakenlm.mod
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class PagedCore:
 
     def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
         """Attend; B is 1."""
-        paged = self._attentions[module.layer_index]
+        paged: Any = self._attentions[module.layer_index]
         width, tokens = paged.head_size, q_BHTE.shape[2]
         o_TI = paged(*(_side_by_side(x, width) for x in (q_BHTE, k_BGTE, v_BGTE)))
         return o_TI.view(1, tokens, -1, width)[..., : module.head_dim]
@@ -99,7 +100,7 @@ class KrakenForCausalLM(nn.Module):
         self._vllm_config = vllm_config
         self._tied = config.tie_word_embeddings
         self.model = RankDecoder(vllm_config=vllm_config, prefix=f"{prefix}.model".strip("."))
-        self.lm_head = api.parallel_head(config.vocab_size, config.hidden_size, prefix)
+        self.lm_head: Any = api.parallel_head(config.vocab_size, config.hidden_size, prefix)
         if self._tied:
             self.lm_head = self.lm_head.tie_weights(self.model.decoder.embed_tokens)
         self.logits_processor = api.LogitsProcessor(config.vocab_size)
