@@ -16,7 +16,12 @@ from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model import checkpoint
 from krakenlm.model.attention import AttentionContext, SdpaCore, rotary
-from krakenlm.model.checkpoint import read_config, read_eos_token_ids, read_shard
+from krakenlm.model.checkpoint import (
+    read_config,
+    read_eos_token_ids,
+    read_shard,
+    stream_shard,
+)
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.shard import split, units_of
 
@@ -216,6 +221,21 @@ def test_a_rank_reads_no_element_that_it_does_not_hold(
         made = {name for name in state if brought_by_another_rank(name, shard)}
         assert {name for name, tensor in state.items() if not tensor.any()} == made
         assert CountingFile.read == sum(t.numel() for n, t in state.items() if n not in made)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_the_vocabulary_are_read_alone(tied, tmp_path, monkeypatch):
+    save(GROUPED.replace(tie_word_embeddings=tied), tmp_path)
+    shard = split(GROUPED.replace(tie_word_embeddings=tied), 1)[0]
+    whole = read_shard(tmp_path, shard, torch.float32)
+    monkeypatch.setattr(checkpoint, "safe_open", CountingFile)
+    for rows in (range(0), range(5, 9), range(9, GROUPED.vocab_size)):
+        CountingFile.read = 0
+        part = dict(stream_shard(tmp_path, shard, torch.float32, vocabulary=rows))
+        assert part.keys() == whole.keys()
+        for name in {"embed_tokens.weight", "lm_head.weight"} & part.keys():
+            assert torch.equal(part[name], whole[name][rows.start : rows.stop])
+        assert CountingFile.read == sum(tensor.numel() for tensor in part.values())
 
 
 def test_what_is_kept_holds_neither_the_file_nor_more_than_its_own_elements(tmp_path):

@@ -102,7 +102,8 @@ class KrakenForCausalLM(nn.Module):
         self.model = RankDecoder(vllm_config=vllm_config, prefix=f"{prefix}.model".strip("."))
         self.lm_head: Any = api.parallel_head(config.vocab_size, config.hidden_size, prefix)
         if self._tied:
-            self.lm_head = self.lm_head.tie_weights(self.model.decoder.embed_tokens)
+            head: Any = self.lm_head
+            self.lm_head = head.tie_weights(self.model.decoder.embed_tokens)
         self.logits_processor = api.LogitsProcessor(config.vocab_size)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
