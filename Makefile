@@ -59,7 +59,7 @@ test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on two cores
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-vllm-env: $(VLLM_VENV)/.installed  ## an environment with vLLM for CPUs in VLLM_VENV=.vllm, about 3 GB
+vllm-env: $(VLLM_VENV)/.installed  ## an environment with vLLM for CPUs in VLLM_VENV=.vllm, about 4 GB
 
 test-vllm: $(VLLM_VENV)/.installed  ## the tests of serving with vLLM
 	$(VLLM_VENV)/bin/python -m pytest tests/serving tests/dist/test_ordered_sums.py -m 'vllm or dist'
