@@ -72,7 +72,7 @@ def generate(
         timeout=600,
         check=False,
     )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-20_000:]
     found: dict[str, Any] = json.loads(answered.read_text())
     return {**found, "log": run.stdout + run.stderr}
 

@@ -72,6 +72,12 @@ def test_a_model_without_a_chat_template_gets_a_plain_one(folder):
     assert "--chat-template" not in started(folder).command
 
 
+@pytest.mark.parametrize("devices", [0, 3, 4])
+def test_devices_that_do_not_divide_the_model_are_refused(folder, devices):
+    with pytest.raises(KrakenError, match="devices"):
+        started(folder, devices=devices)
+
+
 def test_a_missing_vllm_is_named(folder, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(KrakenError, match="make vllm-env"):

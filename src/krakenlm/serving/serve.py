@@ -23,6 +23,7 @@ from urllib.request import urlopen
 from krakenlm.console import notes, results
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config
+from krakenlm.serving.parts import own_shard
 
 _GIB = 2**30
 _PLAIN_CHAT = Path(__file__).parent / "plain_chat.jinja"
@@ -122,11 +123,12 @@ def plan(
         environment: of this process.
 
     Raises:
-        KrakenError: no model there, or fewer than one device.
+        KrakenError: no model there, or a number of devices that does not fit it.
     """
-    read_config(model)
+    config = read_config(model)
     if devices < 1:
         raise KrakenError(f"--devices {devices}: needs 1 or more")
+    own_shard(config, 0, devices)  # whether it can be shared out, said before vLLM starts
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
     defaults = {
         "--tensor-parallel-size": str(devices),

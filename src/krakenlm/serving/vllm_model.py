@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig
-from krakenlm.errors import KrakenError
 from krakenlm.model.attention import Attention
 from krakenlm.model.checkpoint import stream_shard
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.reduce import LocalReducer
-from krakenlm.model.shard import Shard, split, units_of
 from krakenlm.serving import vllm_api as api
 from krakenlm.serving.options import ServingOptions
 from krakenlm.serving.overlap import (
@@ -30,6 +28,7 @@ from krakenlm.serving.overlap import (
     asynchronous_carriers,
     enlist,
 )
+from krakenlm.serving.parts import own_shard
 
 logger = api.init_logger("vllm.krakenlm")
 
@@ -148,23 +147,6 @@ class KrakenForCausalLM(nn.Module):
         shard, seconds = self.model.shard, time.perf_counter() - start
         logger.info("rank %d of %d read its part in %.2f s", shard.rank, shard.ranks, seconds)
         return loaded
-
-
-def own_shard(config: ModelConfig, rank: int, ranks: int) -> Shard:
-    """The part of rank ``rank``; vLLM's cache asks that all hold equally many heads.
-
-    Raises:
-        KrakenError: the model cannot be divided into ``ranks`` equal parts.
-    """
-    units = units_of(config)
-    if units % ranks:
-        fits = ", ".join(str(n) for n in range(1, units + 1) if units % n == 0)
-        what = "sub-layers" if config.traits.own_streams else "key and value heads"
-        raise KrakenError(
-            f"--tensor-parallel-size {ranks}: this {config.wiring} model has {units} {what}, "
-            f"which vLLM has to share out evenly: use one of {fits}"
-        )
-    return split(config, ranks)[rank]
 
 
 def checkpoint_directory(vllm_config: api.VllmConfig) -> Path:
