@@ -8,14 +8,9 @@ from torch import Tensor
 
 from krakenlm.config import ModelConfig
 from krakenlm.model.attention import SdpaCore
+from krakenlm.model.block_attention import attend_in_blocks
 from krakenlm.model.cache import KVCache
-from krakenlm.model.cached_attention import (
-    DecodeCore,
-    PrefillCore,
-    attend_in_blocks,
-    attend_one,
-    causal_bias,
-)
+from krakenlm.model.cached_attention import DecodeCore, PrefillCore, attend_one, causal_bias
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

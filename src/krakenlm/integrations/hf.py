@@ -24,6 +24,7 @@ from transformers.utils import can_return_tuple
 from krakenlm.errors import ConfigError
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model.attention import Attention
+from krakenlm.model.block_attention import attend_in_blocks_with_gradient
 from krakenlm.model.decoder import Decoder, initialise_module
 from krakenlm.model.reduce import LocalReducer
 
@@ -152,6 +153,7 @@ class _TransformersCore:
         self._attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             implementation, eager_attention
         )
+        self._plain = implementation == "sdpa" and mask is None
         self._mask = mask
         self._cache = cache
         self._kwargs = kwargs
@@ -159,6 +161,8 @@ class _TransformersCore:
     def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
         if self._cache is not None:
             k_BGTE, v_BGTE = self._cache.update(k_BGTE, v_BGTE, module.layer_index)
+        if self._suits_blocks(module, q_BHTE, k_BGTE):
+            return attend_in_blocks_with_gradient(q_BHTE, k_BGTE, v_BGTE, module.scaling)
         o_BTHE, _ = self._attend(
             module,
             q_BHTE,
@@ -170,6 +174,20 @@ class _TransformersCore:
             **self._kwargs,
         )
         return o_BTHE
+
+    def _suits_blocks(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor) -> bool:
+        """Whether this is what PyTorch's CPU kernels are slow at: nothing but causal, in bfloat16.
+
+        In float32 blocks gain little, and with narrow heads they lose.
+        """
+        return (
+            self._plain
+            and q_BHTE.device.type == "cpu"
+            and q_BHTE.dtype == torch.bfloat16
+            and q_BHTE.shape[2] == k_BGTE.shape[2]
+            and not (module.training and module.dropout)
+            and not torch.compiler.is_compiling()
+        )
 
 
 def eager_attention(

@@ -1,8 +1,6 @@
 """Attention for inference: prompts in blocks of rows, single tokens against a masked cache.
 
-PyTorch's CPU ``scaled_dot_product_attention`` spends most of its time outside the products. Blocks
-of rows over two batched products and one softmax, with the columns behind the diagonal left out,
-take about half as long (docs/results). ``SdpaCore`` is the reference both must equal.
+``SdpaCore`` is the reference that both must equal.
 
 Shape letters: see ``krakenlm.model``; R is the query heads that share a key head, P the positions
 of the cache that are looked at.
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from krakenlm.model.attention import Attention, causal_attention
+from krakenlm.model.block_attention import attend_in_blocks
 from krakenlm.model.cache import KVCache
 
 
@@ -91,36 +90,3 @@ def attend_one(
     scores_BGRP = q_BGRE @ k_BGPE.transpose(-1, -2) + bias_B11P
     o_BGRE = scores_BGRP.softmax(-1) @ v_BGPE
     return o_BGRE.reshape(batch, 1, heads, head_dim)
-
-
-def attend_in_blocks(q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, scaling: float) -> Tensor:
-    """Causal attention of the last T of P positions, as o_BTHE.
-
-    The scores of a block stay in the caches of a core; a wider block, or all rows at once, costs
-    more in memory traffic than it saves in calls. A batched product copies what does not lie
-    densely, and turns transposed keys around on the way; dense copies of the rows it needs, made
-    here, are cheaper.
-    """
-    batch, heads, tokens, head_dim = q_BHTE.shape
-    groups, past = k_BGPE.shape[1], k_BGPE.shape[2] - tokens
-    rows = 64 if q_BHTE.dtype == torch.float32 else 128
-    scaled_BHTE = torch.mul(q_BHTE, scaling, out=q_BHTE.new_empty(q_BHTE.shape))
-    q_XRTE = scaled_BHTE.view(batch * groups, -1, tokens, head_dim)  # X: key heads of the batch
-    keys_XPE, values_XPE = k_BGPE.flatten(0, 1), v_BGPE.flatten(0, 1)
-    diagonal = _above_diagonal(min(rows, tokens), q_BHTE.dtype)
-    o_XRTE = torch.empty_like(q_XRTE)
-    for first in range(0, tokens, rows):
-        end = min(first + rows, tokens)
-        size = end - first
-        q_XYE = q_XRTE[:, :, first:end].reshape(batch * groups, -1, head_dim)  # Y: R x rows
-        k_XPE = keys_XPE[:, : past + end].contiguous()
-        scores_XYP = torch.bmm(q_XYE, k_XPE.transpose(1, 2))
-        block_XRSP = scores_XYP.view(batch * groups, -1, size, past + end)
-        block_XRSP[..., past + first :] += diagonal[:size, :size]
-        o_XYE = torch.bmm(scores_XYP.softmax(-1), values_XPE[:, : past + end])
-        o_XRTE[:, :, first:end] = o_XYE.view(batch * groups, -1, size, head_dim)
-    return o_XRTE.view(batch, heads, tokens, head_dim).transpose(1, 2)
-
-
-def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)
