@@ -20,6 +20,7 @@ import latency_page  # noqa: E402
 import markers  # noqa: E402
 import publish_demo  # noqa: E402
 import run_bench  # noqa: E402
+import training_page  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
 
 
@@ -66,6 +67,12 @@ def test_the_latency_page_shows_what_its_runs_measured():
     text = latency_page.PAGE.read_text(encoding="utf-8")
     assert sorted(markers.names(text)) == sorted(latency_page.TABLES)
     assert text == markers.filled(text, latency_page.TABLES), "run scripts/run_bench.py --draw"
+
+
+def test_the_training_page_shows_what_was_measured():
+    text = training_page.PAGE.read_text(encoding="utf-8")
+    assert markers.names(text) == list(training_page.TABLES)
+    assert text == markers.filled(text, training_page.TABLES), "run scripts/training_page.py"
 
 
 def test_a_stale_table_is_noticed_and_put_right():

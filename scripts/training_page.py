@@ -1,0 +1,55 @@
+"""The table of docs/training.md, from docs/results/training/speed.json.
+
+python scripts/training_speed.py --output-json docs/results/training/speed.json
+python scripts/training_page.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import markers
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "training.md"
+SPEED = ROOT / "docs" / "results" / "training" / "speed.json"
+_MODELS = {
+    "kraken": "125M 4-way Kraken",
+    "loop": "the same, sub-layer by sub-layer",
+    "standard": "124M standard model",
+}
+
+
+def speed_table() -> str:
+    """A row a model, and the ratios taken within rounds."""
+    found = json.loads(SPEED.read_text(encoding="utf-8"))
+    rows = [
+        (
+            label,
+            f"{1e3 * found['models'][name]['median_seconds']:.0f}",
+            f"{found['models'][name]['tokens_per_second']:.0f}",
+            f"{found['models'][name]['bytes_kept_for_backward'] / 2**20:.0f}",
+        )
+        for name, label in _MODELS.items()
+    ]
+    headings = ("model", "forward and backward, ms", "tokens/s", "kept for backward, MiB")
+    setup, environment = found["setup"], found["environment"]
+    below = (
+        f"\nOver the loop {_ratio(found['speedup_over_loop'])}; tokens per second over the "
+        f"standard model's {_ratio(found['tokens_per_second_over_standard'])}; bytes kept over the "
+        f"loop's {found['bytes_kept_over_loop']:.2f}x. Batches of {setup['batch_size']} x "
+        f"{setup['tokens']} tokens, {setup['dtype']}, {setup['rounds']} rounds, "
+        f"{environment['machine']}, {environment['cores']} cores.\n"
+    )
+    return markers.markdown(headings, rows, numbers=True) + below
+
+
+def _ratio(values: dict[str, Any]) -> str:
+    return f"{values['median']:.2f}x ({values['least']:.2f}–{values['most']:.2f})"
+
+
+TABLES = {"speed": speed_table}
+
+
+if __name__ == "__main__":
+    markers.rewrite([PAGE], TABLES)
