@@ -6,10 +6,11 @@
 One recipe is trained as the standard model, parallel, Ladder and Kraken, each Kraken by the
 published rule and by keep-width, on the same tokens in the same order. Every model gets the same
 grid of learning rates on the first seed, and as many further ones as it takes until its best rate
-has a worse one on either side; then the other seeds at that rate. Each training run is one
-``krakenlm train`` on one thread, several side by side; its losses are kept under
-docs/results/parity, and a run that is there already is not trained again, so that an interrupted
-protocol goes on. ``--draw`` trains nothing and makes summary, picture and tables from those files.
+has a worse one on either side; then its two best rates get the second seed, and the better of them
+by both seeds all others. Each training run is one ``krakenlm train`` on one thread, several side
+by side; its losses are kept under docs/results/parity, and a run that is there already is not
+trained again, so that an interrupted protocol goes on. ``--draw`` trains nothing and makes summary,
+picture and tables from those files.
 """
 
 import argparse
@@ -216,17 +217,28 @@ def _with_defaults(setting: dict[str, Any]) -> dict[str, Any]:
 def tune_and_repeat(
     protocol: Protocol, models: Sequence[Model], rates: Sequence[float], seeds: Sequence[int]
 ) -> list[Measured]:
-    """Learning rates on the first seed, then the other seeds at each model's best rate."""
-    first, *others = seeds
+    """Learning rates, two seeds for those that come in question, all seeds at each model's best.
+
+    One seed alone would favour a rate that is high enough to be good now and then.
+    """
+    first, second, *others = seeds
     measured = []
     jobs = [Job(model, rate, first) for model in models for rate in rates]
     while jobs:
         measured += protocol.train(jobs, "learning rates")
         further = ((model, parity_page.next_rate(measured, model.name)) for model in models)
         jobs = [Job(model, rate, first) for model, rate in further if rate]
+    measured += protocol.train(
+        (
+            Job(model, rate, second)
+            for model in models
+            for rate in parity_page.rates_by_loss(measured, model.name)[:2]
+        ),
+        "second seed",
+    )
     best = {model.name: parity_page.best_rate(measured, model.name) for model in models}
     repeats = [Job(model, best[model.name], seed) for seed in others for model in models]
-    return [*measured, *protocol.train(repeats, "seeds")]
+    return [*measured, *protocol.train(repeats, "other seeds")]
 
 
 def try_options(
@@ -276,7 +288,7 @@ def _options() -> argparse.Namespace:
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
     add("--recipe", type=Path, default=ROOT / "recipes" / "parity-cpu.toml")
     add("--learning-rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3])
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more")
     add("--results", type=Path, default=parity_page.RESULTS, help="where results are kept")
     add("--processes", type=int, default=len(cores_here()), help="runs side by side")
     add("--work", type=Path, default=ROOT / "runs" / "parity", help="for tokens and runs")

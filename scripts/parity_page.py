@@ -62,9 +62,23 @@ def runs_in(results: Path) -> Path:
     return results / "runs"
 
 
+def rates_by_loss(runs: Iterable[Measured], model: str) -> list[float]:
+    """A model's learning rates, the best first: by the mean over all seeds that were trained.
+
+    Only rates with as many seeds as any other count, since seeds differ.
+    """
+    losses: dict[float, list[float]] = {}
+    for run in runs:
+        if run.model == model:
+            losses.setdefault(run.learning_rate, []).append(run.loss)
+    most = max(map(len, losses.values()))
+    full = [rate for rate, found in losses.items() if len(found) == most]
+    return sorted(full, key=lambda rate: statistics.mean(losses[rate]))
+
+
 def best_rate(runs: Iterable[Measured], model: str) -> float:
     """The learning rate of a model's lowest loss."""
-    return min((run for run in runs if run.model == model), key=lambda run: run.loss).learning_rate
+    return rates_by_loss(runs, model)[0]
 
 
 def next_rate(runs: Iterable[Measured], model: str) -> float | None:
@@ -132,7 +146,7 @@ def _entry(
 
 def _seeds(measured: Sequence[Measured], name: str) -> dict[int, Measured]:
     """A model's runs at its best learning rate, by seed."""
-    best = best_rate((run for run in measured if run.seed == measured[0].seed), name)
+    best = best_rate(measured, name)
     own = (run for run in measured if run.model == name and run.learning_rate == best)
     return {run.seed: run for run in own}
 
