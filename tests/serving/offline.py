@@ -26,7 +26,6 @@ def generate(
     ranks: int = 1,
     overlap: str = "auto",
     eager: bool = True,
-    together: int = 16,
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Greedy answers.
@@ -39,11 +38,11 @@ def generate(
         ranks: tensor-parallel size.
         overlap: of ``--additional-config``.
         eager: without torch.compile.
-        together: sequences that run at a time.
         environment: further variables.
 
     Returns:
-        ``tokens`` and ``logprobs`` of each answer, ``bytes_read`` of each rank.
+        ``tokens`` and ``logprobs`` of each answer to all prompts together, ``tokens_alone`` of each
+        answer to one prompt after the other, ``bytes_read`` of each rank.
     """
     specification = {
         "prompts": prompts,
@@ -56,7 +55,7 @@ def generate(
             "enforce_eager": eager,
             "skip_tokenizer_init": True,
             "max_num_batched_tokens": 96,  # shorter than some prompts: they go in chunks
-            "max_num_seqs": together,
+            "max_num_seqs": 16,
             "enable_prefix_caching": False,
             "additional_config": {"krakenlm": {"overlap": overlap}},
         },
@@ -77,41 +76,8 @@ def generate(
     return {**found, "log": run.stdout + run.stderr}
 
 
-def _bytes_read(model: Any) -> int:
-    """What a rank takes from its checkpoint's files, by having it load its weights once more."""
-    from krakenlm.model import checkpoint
-
-    really_open, taken = checkpoint.safe_open, []
-
-    class CountingSlice:
-        def __init__(self, lazy: Any) -> None:
-            self._lazy = lazy
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._lazy, name)
-
-        def __getitem__(self, index: Any) -> Any:
-            tensor = self._lazy[index]
-            taken.append(tensor.nbytes)
-            return tensor
-
-    class CountingFile:
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._file = really_open(*arguments, **options)
-
-        def keys(self) -> list[str]:
-            return list(self._file.keys())
-
-        def get_slice(self, name: str) -> CountingSlice:
-            return CountingSlice(self._file.get_slice(name))
-
-    checkpoint.safe_open = CountingFile  # type: ignore[assignment]
-    model.load_weights(())
-    checkpoint.safe_open = really_open
-    return sum(taken)
-
-
 def main(asked: str, answered: str) -> None:
+    from counting import bytes_read  # ranks import it by this name
     from vllm import LLM, SamplingParams
 
     specification = json.loads(Path(asked).read_text())
@@ -124,14 +90,19 @@ def main(asked: str, answered: str) -> None:
         detokenize=False,
     )
     prompts = [{"prompt_token_ids": ids} for ids in specification["prompts"]]
-    answers = [answer.outputs[0] for answer in llm.generate(prompts, sampling, use_tqdm=False)]
+
+    def answers_to(asked: list[Any]) -> list[Any]:
+        return [answer.outputs[0] for answer in llm.generate(asked, sampling, use_tqdm=False)]
+
+    answers = answers_to(prompts)
     found = {
         "tokens": [list(answer.token_ids) for answer in answers],
         "logprobs": [
             [place[token].logprob for place, token in zip(a.logprobs, a.token_ids, strict=True)]
             for a in answers
         ],
-        "bytes_read": llm.apply_model(_bytes_read),
+        "tokens_alone": [list(answers_to([prompt])[0].token_ids) for prompt in prompts],
+        "bytes_read": llm.apply_model(bytes_read),
     }
     Path(answered).write_text(json.dumps(found))
 

@@ -1,7 +1,9 @@
 """vLLM answers as Hugging Face does, on any number of ranks that divides the model."""
 
+import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import offline
 import pytest
@@ -91,50 +93,53 @@ def assert_same(found, wanted: Expected) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks"),
-    [
-        ("kraken", 1),
-        ("kraken", 2),
-        ("kraken-4", 2),
-        ("kraken-4", 4),
-        ("kraken-mqa", 2),
-        ("standard", 2),
-        ("parallel", 2),
-        ("ladder", 2),
-    ],
-)
-def test_greedy_answers_are_those_of_transformers(name, ranks, expected, tmp_path):
-    wanted = expected(name)
-    found = offline.generate(
-        wanted.folder, prompts(), tmp_path, new_tokens=NEW_TOKENS, ranks=ranks, overlap="async"
-    )
-    assert_same(found, wanted)
+@pytest.fixture(scope="module")
+def answered(expected, tmp_path_factory):
+    """What vLLM answers to all prompts, asked once for each way to run."""
+
+    @functools.cache
+    def by(name: str, ranks: int, overlap: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("asked")
+        return offline.generate(
+            expected(name).folder,
+            prompts(),
+            folder,
+            new_tokens=NEW_TOKENS,
+            ranks=ranks,
+            overlap=overlap,
+        )
+
+    return by
 
 
-@pytest.mark.parametrize("name", ["kraken", "standard", "ladder"])
-def test_the_blocking_path_gives_the_same(name, expected, tmp_path):
-    wanted = expected(name)
-    found = offline.generate(
-        wanted.folder, prompts(), tmp_path, new_tokens=NEW_TOKENS, ranks=2, overlap="sync"
-    )
-    assert_same(found, wanted)
+WAYS = [
+    ("kraken", 1, "async"),
+    ("kraken", 2, "async"),
+    ("kraken", 2, "sync"),
+    ("kraken-4", 2, "async"),
+    ("kraken-4", 4, "async"),
+    ("kraken-mqa", 2, "async"),
+    ("standard", 2, "async"),
+    ("standard", 2, "sync"),
+    ("parallel", 2, "async"),
+    ("ladder", 2, "async"),
+    ("ladder", 2, "sync"),
+]
 
 
-def test_one_sequence_at_a_time_gives_the_same(expected, tmp_path):
-    wanted = expected("kraken")
-    found = offline.generate(
-        wanted.folder, prompts(), tmp_path, new_tokens=NEW_TOKENS, ranks=2, together=1
-    )
-    assert_same(found, wanted)
+@pytest.mark.parametrize(("name", "ranks", "overlap"), WAYS)
+def test_greedy_answers_are_those_of_transformers(name, ranks, overlap, expected, answered):
+    assert_same(answered(name, ranks, overlap), expected(name))
 
 
-def test_each_rank_reads_its_own_part_only(expected, tmp_path):
-    wanted = expected("kraken-4")
-    (file,) = wanted.folder.glob("*.safetensors")
-    read = offline.generate(wanted.folder, prompts(1), tmp_path, new_tokens=1, ranks=4)[
-        "bytes_read"
-    ]
+@pytest.mark.parametrize(("name", "ranks", "overlap"), WAYS)
+def test_one_sequence_at_a_time_gives_the_same(name, ranks, overlap, expected, answered):
+    assert answered(name, ranks, overlap)["tokens_alone"] == expected(name).tokens
+
+
+def test_each_rank_reads_its_own_part_only(expected, answered):
+    (file,) = expected("kraken-4").folder.glob("*.safetensors")
+    read = answered("kraken-4", 4, "async")["bytes_read"]
     config = CONFIGS["kraken-4"]
     # Positions and the final norm are on every rank.
     shared = 4 * config.hidden_size * (config.max_position_embeddings + 1)
