@@ -1,96 +1,20 @@
 """`krakenlm serve`: an OpenAI client gets answers, wrong requests get errors, a dead rank shows."""
 
 import json
-import shutil
-import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
-import offline
 import psutil
 import pytest
-import torch
-
-from krakenlm.config import ModelConfig
-from krakenlm.integrations.hf import KrakenForCausalLM
-from krakenlm.integrations.hf_config import KrakenConfig
-
-CONTEXT = 128
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A server that has come up."""
-
-    def __init__(self, model: Path, log: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        flags = ["--port", str(self.port), "--enforce-eager", "--max-num-seqs", "16"]
-        command = [sys.executable, "-m", "krakenlm", "serve", str(model), "--devices", "2", *flags]
-        with log.open("w") as stream:
-            self.process = subprocess.Popen(
-                command,
-                env={**offline.os.environ, **offline.SETTINGS},
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                text=True,
-            )
-        self.said = self._wait(log)
-
-    def _wait(self, log: Path) -> list[str]:
-        said = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            said.append(line.rstrip())
-            if line.startswith("curl "):
-                return said
-        raise AssertionError("\n".join(said)[-3000:] + log.read_text()[-3000:])
-
-    def post(self, path: str, body: str) -> tuple[int, str]:
-        request = Request(f"{self.url}{path}", body.encode(), {"Content-Type": "application/json"})
-        try:
-            with urlopen(request, timeout=120) as answer:
-                return answer.status, answer.read().decode()
-        except HTTPError as error:
-            return error.code, error.read().decode()
-
-    def health(self) -> int:
-        try:
-            with urlopen(f"{self.url}/health", timeout=30) as answer:
-                return int(answer.status)
-        except HTTPError as error:
-            return error.code
-        except OSError:
-            return 0  # it went down altogether
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+from served import CONTEXT, Server, save_model
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    torch.manual_seed(0)
-    config = ModelConfig(
-        num_sublayers=2, hidden_size=64, num_hidden_layers=2, heads_per_sublayer=2,
-        vocab_size=300, max_position_embeddings=CONTEXT,
-    )  # fmt: skip
-    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    running = Server(folder, folder.parent / "log.txt")
+    save_model(folder, tokenizer)
+    flags = ["--devices", "2", "--enforce-eager", "--max-num-seqs", "16"]
+    running = Server("serve", folder, flags, folder.parent / "log.txt")
     yield running
     running.stop()
 

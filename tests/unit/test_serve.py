@@ -7,6 +7,7 @@ import pytest
 
 import tiny
 from krakenlm.errors import KrakenError
+from krakenlm.serving import machine
 from krakenlm.serving import serve as module
 from krakenlm.serving.benchmark import Load, summary, table
 from krakenlm.serving.options import ServingOptions
@@ -79,7 +80,7 @@ def test_devices_that_do_not_divide_the_model_are_refused(folder, devices):
 
 
 def test_a_missing_vllm_is_named(folder, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
     with pytest.raises(KrakenError, match="make vllm-env"):
         module.serve(folder, 1, [])
 

@@ -20,6 +20,7 @@ from krakenlm.cli import (
     derive,
     evaluate,
     generate,
+    hf_serve,
     perplexity,
     prepare,
     runs,
@@ -49,7 +50,8 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
-app.command(context_settings={"ignore_unknown_options": True})(serve.serve)
+for server in (serve.serve, hf_serve.hf_serve):  # their flags are partly another program's
+    app.command(context_settings={"ignore_unknown_options": True})(server)
 bench.app.command()(bench_serve.serve)
 app.add_typer(bench.app)
 

@@ -4,7 +4,6 @@ Only what the user did not set is set here, whether by a flag of vLLM's or by an
 variable of its own.
 """
 
-import json
 import os
 import signal
 import socket
@@ -14,8 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -23,13 +20,11 @@ from urllib.request import urlopen
 from krakenlm.console import notes, results
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config
+from krakenlm.serving.machine import cpu_settings, vllm_is_for_cpus
 from krakenlm.serving.parts import own_shard
+from krakenlm.serving.requests import has_chat_template, streaming_request, values_of
 
-_GIB = 2**30
 _PLAIN_CHAT = Path(__file__).parent / "plain_chat.jinja"
-_INSTALL = (
-    'on GPUs `pip install "krakenlm[vllm]"`, on CPUs `make vllm-env` in a checkout of krakenlm'
-)
 
 
 @dataclass(frozen=True)
@@ -51,11 +46,7 @@ class Launch:
     @property
     def curl(self) -> str:
         """A command that streams an answer."""
-        body = {"model": self.model, "prompt": "Once upon a time", "max_tokens": 32, "stream": True}
-        return (
-            f"curl -N {self.url}/v1/completions -H 'Content-Type: application/json' "
-            f"-d '{json.dumps(body)}'"
-        )
+        return streaming_request(self.url, self.model)
 
 
 def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
@@ -99,7 +90,7 @@ def running(model: Path, devices: int, flags: Sequence[str]) -> Iterator[Launch]
 def _start(
     model: Path, devices: int, flags: Sequence[str]
 ) -> tuple[Launch, subprocess.Popen[bytes]]:
-    launch = plan(model, devices, flags, on_cpu=_vllm_is_for_cpus(), environment=os.environ)
+    launch = plan(model, devices, flags, on_cpu=vllm_is_for_cpus(), environment=os.environ)
     _check_port(launch.url)
     environment = {**os.environ, **launch.environment}
     return launch, subprocess.Popen(launch.command, env=environment)
@@ -138,61 +129,21 @@ def plan(
     }
     if on_cpu:
         defaults["--dtype"] = "float32"
-    if not _has_chat_template(model):
+    if not has_chat_template(model):
         defaults["--chat-template"] = str(_PLAIN_CHAT)
     chosen = {name: value for name, value in defaults.items() if name not in given}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *flags]
     for name, value in chosen.items():
         command += [name, value]
-    values = {**chosen, **_values(flags)}
+    values = {**chosen, **values_of(flags)}
     host, port = values["--host"], values["--port"]
-    settings = _cpu_settings(devices) if on_cpu else {}
+    settings = cpu_settings(devices) if on_cpu else {}
     return Launch(
         command=command,
         environment={k: v for k, v in settings.items() if k not in environment},
         url=f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}",  # noqa: S104
         model=values["--served-model-name"],
     )
-
-
-def _cpu_settings(devices: int) -> dict[str, str]:
-    """A share of the cores for each rank, and room for the cache in half of what is free."""
-    cores = sorted(os.sched_getaffinity(0))
-    each = max(1, len(cores) // devices)
-    shares = [
-        [cores[(rank * each + i) % len(cores)] for i in range(each)] for rank in range(devices)
-    ]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares),
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, min(4, free // (2 * devices * _GIB)))),
-    }
-
-
-def _values(flags: Sequence[str]) -> dict[str, str]:
-    """Values of the flags that have one, as ``--name value`` or ``--name=value``."""
-    values = {}
-    for flag, following in zip(flags, [*flags, ""][1:], strict=True):
-        name, equals, value = flag.partition("=")
-        if name.startswith("--"):
-            values[name.replace("_", "-")] = value if equals else following
-    return values
-
-
-def _has_chat_template(model: Path) -> bool:
-    if (model / "chat_template.jinja").is_file():
-        return True
-    path = model / "tokenizer_config.json"
-    return path.is_file() and "chat_template" in json.loads(path.read_text(encoding="utf-8"))
-
-
-def _vllm_is_for_cpus() -> bool:
-    if find_spec("vllm") is None:
-        raise KrakenError(f"vLLM is not installed here: {_INSTALL}")
-    try:
-        return "cpu" in version("vllm")
-    except PackageNotFoundError as error:
-        raise KrakenError(f"vLLM is only half installed here: {_INSTALL}") from error
 
 
 def _check_port(url: str) -> None:

@@ -1,0 +1,26 @@
+"""``krakenlm hf-serve``: an OpenAI-compatible server, by Transformers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def hf_serve(
+    model: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of a saved model with a tokenizer.")
+    ],
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FLAG]...", help="Flags of `transformers serve`, passed on as they are."
+        ),
+    ] = None,
+) -> None:
+    """Serve a model with Transformers on one device, behind an OpenAI-compatible API.
+
+    It listens on localhost:8000 unless ``--host`` and ``--port`` say otherwise.
+    """
+    from krakenlm.serving.hf_serve import serve
+
+    serve(model, flags or [])
