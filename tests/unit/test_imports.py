@@ -27,8 +27,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"data", "model"}),
     frozenset({"parallel"}),
-    frozenset({"train", "eval", "plan", "bench", "integrations", "serving"}),
-    frozenset({"demo"}),
+    frozenset({"train", "eval", "plan", "bench", "integrations"}),
+    frozenset({"demo", "serving"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

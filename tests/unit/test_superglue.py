@@ -56,7 +56,7 @@ def report(made):
         made / "model",
         chosen_tasks("superglue"),
         data_dir=made / "data",
-        device="cpu",
+        load=harness.with_transformers(made / "model", "cpu"),
         command=["krakenlm", "eval"],
     )
 
@@ -273,7 +273,7 @@ def test_what_the_hub_gives_is_asked_in_the_same_way(made, report, monkeypatch):
 
     monkeypatch.setattr(hub, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    found = harness.evaluate(made / "model", chosen_tasks("WiC"), device="cpu")
+    found = harness.evaluate(made / "model", chosen_tasks("WiC"))
     (path, name), score = wanted[0], found.score_of("WiC")
     assert path.endswith("super_glue") and name == "wic"
     assert score.source == f"{path}, wic, validation" and score.sha256 == ""

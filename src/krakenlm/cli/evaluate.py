@@ -1,9 +1,9 @@
 """``krakenlm eval``: zero-shot scores of a model, beside those of others."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from krakenlm.cli.options import OneDeviceOption
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
+    from krakenlm.eval.harness import HarnessModel
     from krakenlm.eval.report import EvalReport
 
 
@@ -44,6 +45,10 @@ _Limit = Annotated[
     int | None,
     typer.Option(help="Examples of each task at most, the first ones.", show_default="all"),
 ]
+_Backend = Annotated[
+    Literal["hf", "vllm"], typer.Option(help="What runs the model: Transformers or vLLM.")
+]
+_Devices = Annotated[int, typer.Option(help="Processes that vLLM shares the model out to.")]
 _BatchSize = Annotated[int, typer.Option(help="Requests computed at once.")]
 _Json = Annotated[
     Path | None,
@@ -67,6 +72,8 @@ def evaluate(
     limit: _Limit = None,
     batch_size: _BatchSize = 8,
     device: OneDeviceOption = "auto",
+    backend: _Backend = "hf",
+    devices: _Devices = 1,
     json: _Json = None,
     compare: _Compare = None,
 ) -> None:
@@ -90,11 +97,32 @@ def evaluate(
             data_files=[name.strip() for name in data_files.split(",")],
             limit=limit,
             batch_size=batch_size,
-            device=device,
+            load=_loader(model, backend, device, devices),
             command=["krakenlm", *sys.argv[1:]],
         )
         _show([*bases, report])  # before the file: a full disk costs no evaluation
         write(report.to_json())
+
+
+def _loader(
+    model: Path, backend: str, device: str, devices: int
+) -> "Callable[[int], HarnessModel]":
+    """What loads the model for a batch size."""
+    if backend == "hf":
+        if devices != 1:
+            raise KrakenError(
+                f"--devices {devices}: Transformers runs the model on one: add --backend vllm"
+            )
+        from krakenlm.eval.harness import with_transformers
+
+        return with_transformers(model, device)
+    if device != "auto":
+        raise KrakenError(
+            f"--device {device}: vLLM computes on what it was built for: leave --device out"
+        )
+    from krakenlm.serving.harness import with_vllm
+
+    return with_vllm(model, devices)
 
 
 def _refuse_json(model: Path, json: Path | None) -> None:

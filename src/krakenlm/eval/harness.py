@@ -4,11 +4,11 @@ import contextlib
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -18,10 +18,58 @@ from krakenlm.errors import KrakenError
 from krakenlm.eval.harness_tasks import Asked, find_files, from_files, from_hub
 from krakenlm.eval.model import check_directory, pick_device
 from krakenlm.eval.official import VALIDATION_FILE, Task
-from krakenlm.eval.report import Absence, EvalReport, TaskScore
+from krakenlm.eval.report import Absence, Backend, EvalReport, TaskScore
 
-if TYPE_CHECKING:
-    from krakenlm.eval.harness_model import KrakenLM
+
+class HarnessModel(Protocol):
+    """What a report needs of a model that the harness can ask.
+
+    Attributes:
+        parameters: of the whole model.
+        dtype_name: of the number format that it computes in.
+        max_length: tokens that a request may have.
+        truncated: requests so far that were longer and lost their beginning.
+        device: where it computes; of several, the first.
+        runtime: what runs it.
+        devices: how many it is shared out to.
+    """
+
+    parameters: int
+    dtype_name: str
+    truncated: int
+    runtime: Backend
+    devices: int
+
+    @property
+    def max_length(self) -> int: ...  # noqa: D102  listed above
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    def close(self) -> None:
+        """End what was started for it; it is not asked again."""
+        ...
+
+
+def with_transformers(model: str | Path, device: str = "auto") -> Callable[[int], HarnessModel]:
+    """Have the harness ask a model through Transformers; given a batch size, the result loads it.
+
+    Args:
+        model: a model directory with a tokenizer.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+
+    Raises:
+        KrakenError: no such device or model.
+    """
+    check_directory(Path(model))
+    target = pick_device(device)
+
+    def load(batch_size: int) -> HarnessModel:
+        from krakenlm.eval.harness_model import KrakenLM
+
+        return KrakenLM(str(model), device=str(target), batch_size=batch_size)
+
+    return load
 
 
 def require_harness() -> None:
@@ -45,7 +93,7 @@ def evaluate(
     data_files: Sequence[str] = (VALIDATION_FILE,),
     limit: int | None = None,
     batch_size: int = 8,
-    device: str = "auto",
+    load: Callable[[int], HarnessModel] | None = None,
     command: Sequence[str] = (),
 ) -> EvalReport:
     """Ask a model the questions of some tasks, zero-shot.
@@ -58,15 +106,14 @@ def evaluate(
         data_files: names to look for in each task's folder; the first that is there is read.
         limit: examples of each task at most, the first ones; all if not given.
         batch_size: requests computed at once.
-        device: ``auto``, ``cpu``, ``cuda``, ...
+        load: loads the model for a batch size; with Transformers if not given.
         command: what was typed, for the report.
 
     Raises:
         KrakenError: harness, model or data are missing or damaged, or no task has a file.
     """
     _check_numbers(limit, batch_size)
-    check_directory(Path(model))
-    target = pick_device(device)
+    load = load or with_transformers(model)
     absent: tuple[Absence, ...] = ()
     files: list[tuple[Task, Path]] = []
     if data_dir is not None:
@@ -75,14 +122,17 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="krakenlm-eval-") as scratch, _quiet_harness(files):
         # The questions first: they are quick to refuse, a large model is slow to load.
         asked = from_files(files, Path(scratch)) if files else from_hub(tasks)
-        from krakenlm.eval.harness_model import KrakenLM
-
-        lm = KrakenLM(str(model), device=str(target), batch_size=batch_size)
-        scores = _scores(lm, asked, limit)
+        lm = load(batch_size)
+        try:
+            scores = _scores(lm, asked, limit)
+        finally:
+            lm.close()
     return EvalReport(
         model=str(model),
-        parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
-        dtype=str(lm.model.dtype).removeprefix("torch."),
+        backend=lm.runtime,
+        devices=lm.devices,
+        parameters=lm.parameters,
+        dtype=lm.dtype_name,
         context=lm.max_length,
         scores=scores,
         absent=absent,
@@ -90,7 +140,7 @@ def evaluate(
         batch_size=batch_size,
         lm_eval=version("lm_eval"),
         datasets=version("datasets"),
-        environment=_environment(target),
+        environment=_environment(lm.device),
         command=tuple(command),
     )
 
@@ -110,7 +160,7 @@ def _environment(device: torch.device) -> Environment:
     return Environment.here(cores=len(cores_here()), gpu=gpu)
 
 
-def _scores(lm: "KrakenLM", asked: Sequence[Asked], limit: int | None) -> tuple[TaskScore, ...]:
+def _scores(lm: HarnessModel, asked: Sequence[Asked], limit: int | None) -> tuple[TaskScore, ...]:
     scores = []
     for index, each in enumerate(asked, 1):
         notes.print(f"{each.task.name}, task {index} of {len(asked)}", markup=False)
@@ -118,7 +168,7 @@ def _scores(lm: "KrakenLM", asked: Sequence[Asked], limit: int | None) -> tuple[
     return tuple(scores)
 
 
-def _score(lm: "KrakenLM", asked: Asked, limit: int | None) -> TaskScore:
+def _score(lm: HarnessModel, asked: Asked, limit: int | None) -> TaskScore:
     from lm_eval.evaluator import evaluate as ask
 
     before, name = lm.truncated, asked.task.harness

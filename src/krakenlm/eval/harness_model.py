@@ -14,8 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.eval.model import load_causal_lm, pick_device
+from krakenlm.eval.report import Backend
 
-_Request = tuple[Any, list[int], list[int]]
+Request = tuple[Any, list[int], list[int]]
+"""What is asked, the tokens of the context, and those of the answer whose likelihood is wanted."""
 
 
 @register_model("krakenlm")
@@ -29,6 +31,9 @@ class KrakenLM(HFLM):  # type: ignore[misc]
         truncated: requests so far that were longer than the context, so that the harness left out
             the beginning of theirs.
     """
+
+    runtime: Backend = "hf"
+    devices = 1
 
     def __init__(
         self,
@@ -69,17 +74,31 @@ class KrakenLM(HFLM):  # type: ignore[misc]
             softmax_dtype=softmax_dtype,
         )
         self.truncated = 0
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.dtype_name = str(self.model.dtype).removeprefix("torch.")
 
-    def _loglikelihood_tokens(self, requests: Sequence[_Request], *args: Any, **kwargs: Any) -> Any:
-        for _, context, continuation in requests:
-            if len(continuation) > self.max_length:
-                raise KrakenError(
-                    f"an answer of {len(continuation)} tokens does not fit the context of "
-                    f"{self.max_length}: evaluate a model with a longer one, or leave the task out"
-                )
-            # The last token is only predicted, not seen.
-            self.truncated += len(context) + len(continuation) > self.max_length + 1
+    def close(self) -> None:
+        """Nothing runs beside this process."""
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], *args: Any, **kwargs: Any) -> Any:
+        # The last token is only predicted, not seen.
+        self.truncated += count_truncated(requests, self.max_length + 1, self.max_length)
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
+def count_truncated(requests: Sequence[Request], longest: int, longest_answer: int) -> int:
+    """How many requests have more than ``longest`` tokens, so that their beginning is left out.
+
+    Raises:
+        KrakenError: an answer alone has more than ``longest_answer``, and could not be scored.
+    """
+    for _, _, answer in requests:
+        if len(answer) > longest_answer:
+            raise KrakenError(
+                f"an answer of {len(answer)} tokens does not fit the context of "
+                f"{longest_answer}: evaluate a model with a longer one, or leave the task out"
+            )
+    return sum(len(context) + len(answer) > longest for _, context, answer in requests)
 
 
 def _dtype_named(name: str) -> torch.dtype:

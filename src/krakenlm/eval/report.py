@@ -12,6 +12,9 @@ from krakenlm.strict import from_json, read_json
 
 SCHEMA_VERSION = 1
 
+Backend = Literal["hf", "vllm"]
+"""What runs a model: Transformers or vLLM."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskScore:
@@ -76,6 +79,8 @@ class EvalReport:
         kind: tells these files from others of the project.
         schema_version: of this layout.
         model: its directory, as it was given.
+        backend: what ran it.
+        devices: how many it was shared out to.
         parameters: of the whole model.
         dtype: that it computed in.
         context: tokens that a request may have.
@@ -92,6 +97,8 @@ class EvalReport:
     kind: Literal["superglue"] = "superglue"
     schema_version: int = SCHEMA_VERSION
     model: str
+    backend: Backend = "hf"
+    devices: int = 1
     parameters: int
     dtype: str
     context: int
