@@ -2,14 +2,16 @@
 
 import json
 import os
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 import tiny
 from krakenlm.errors import KrakenError
-from krakenlm.serving import machine
+from krakenlm.serving import benchmark, machine
 from krakenlm.serving import serve as module
-from krakenlm.serving.benchmark import Load, summary, table
+from krakenlm.serving.benchmark_report import Load, ServingReport, table
 from krakenlm.serving.options import ServingOptions
 from krakenlm.serving.serve import plan
 
@@ -94,13 +96,17 @@ def test_options_are_read_strictly():
             ServingOptions.from_additional_config({"krakenlm": wrong})
 
 
-def served(model, concurrency, ttft):
+def contestant(label="a"):
+    return benchmark.Contestant(Path(label), label, "kraken", nullcontext)
+
+
+def served(model, concurrency, ttft, index=0):
     load = Load(concurrency=concurrency, input_len=8, output_len=2, num_prompts=4)
     found = {
         "completed": 4, "median_ttft_ms": ttft, "p99_ttft_ms": 2 * ttft, "median_tpot_ms": 3.0,
         "output_throughput": 50.0,
     }  # fmt: skip
-    return summary(found, model, "kraken", load)
+    return benchmark.summary(found, contestant(model), load, index)
 
 
 def test_models_are_compared_under_the_same_load():
@@ -113,7 +119,50 @@ def test_models_are_compared_under_the_same_load():
     assert columns["TTFT speedup"] == ["1.00×", "1.50×", "1.00×", "0.50×"]
 
 
+def test_speedups_are_taken_within_rounds():
+    results = [served("a", 1, 10.0), served("b", 1, 5.0), served("a", 1, 40.0, 1)]
+    results += [served("b", 1, 10.0, 1)]
+    drawn = table(results)
+    columns = {column.header: list(column.cells) for column in drawn.columns}
+    assert columns["TTFT speedup"] == ["1.00×", "3.00× (2.00-4.00)"]
+    assert columns["TTFT, ms"] == ["25.0 (10.0-40.0)", "7.5 (5.0-10.0)"]
+
+
 def test_requests_that_failed_are_no_result():
     load = Load(concurrency=1, input_len=8, output_len=2, num_prompts=4)
     with pytest.raises(KrakenError, match="3 of 4"):
-        summary({"completed": 3}, "a", "kraken", load)
+        benchmark.summary({"completed": 3}, contestant(), load, 0)
+
+
+def measured(monkeypatch, folder, **options):
+    monkeypatch.setattr(benchmark, "vllm_is_for_cpus", lambda: True)
+    monkeypatch.setattr(benchmark, "version", lambda name: "0.32.0")
+    load = Load(concurrency=1, input_len=8, output_len=2, num_prompts=4)
+    return benchmark.measure([folder], 2, [load], **options)
+
+
+def test_servers_that_run_already_are_asked(monkeypatch, folder, tmp_path):
+    asked = []
+
+    def ask(endpoint, tokenizer, load, seed):
+        asked.append((endpoint.url, endpoint.name, tokenizer, seed))
+        return {
+            "completed": 4, "median_ttft_ms": 1.0, "p99_ttft_ms": 2.0, "median_tpot_ms": 3.0,
+            "output_throughput": 50.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(benchmark, "ask", ask)
+    monkeypatch.setattr(benchmark, "_name_at", lambda url: "theirs")
+    report = measured(monkeypatch, folder, rounds=2, urls=["http://there:8000/"])
+    assert asked == [("http://there:8000", "theirs", folder, seed) for seed in (0, 1)]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report.to_json()))
+    assert ServingReport.load(path) == report
+    assert report.devices == 0
+
+
+def test_every_model_needs_a_server(monkeypatch, folder):
+    with pytest.raises(KrakenError, match="one for each"):
+        measured(monkeypatch, folder, urls=["http://a", "http://b"])
+    with pytest.raises(KrakenError, match="does not say which model"):
+        measured(monkeypatch, folder, urls=["http://127.0.0.1:9"])

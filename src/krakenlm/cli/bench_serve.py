@@ -1,5 +1,6 @@
 """``krakenlm bench serve``: what clients of a served model see."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,16 @@ def serve(
     num_prompts: Annotated[
         int, typer.Option(help="Requests for each place under way: 8 make 32 for 4 at a time.")
     ] = 8,
+    rounds: Annotated[int, typer.Option(help="How often all models take their turn.")] = 1,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="An OpenAI-compatible server that runs already, once for each DIR in their order; "
+            "nothing is started then.",
+            show_default=False,
+        ),
+    ] = None,
     output_json: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write all numbers.", show_default=False),
@@ -28,9 +39,15 @@ def serve(
 ) -> None:
     """Serve models in turn with vLLM and measure them with ``vllm bench serve``."""
     from krakenlm.console import results
-    from krakenlm.files import write_json
-    from krakenlm.serving.benchmark import Load, measure, table
+    from krakenlm.files import json_file
+    from krakenlm.serving.benchmark import measure
+    from krakenlm.serving.benchmark_report import Load, table
 
+    for name, value in (("rounds", rounds), ("input-len", input_len), ("num-prompts", num_prompts)):
+        if value < 1:
+            raise KrakenError(f"--{name} {value}: needs 1 or more")
+    if output_len < 2:
+        raise KrakenError(f"--output-len {output_len}: a time per token needs 2 or more")
     loads = [
         Load(
             concurrency=number,
@@ -40,12 +57,17 @@ def serve(
         )
         for number in _numbers(concurrency)
     ]
-    served = measure(models, devices, loads, [])
-    results.print(table(served))
-    if output_json is not None:
-        write_json(
-            output_json, {"devices": devices, "results": [each.to_json() for each in served]}
+    with json_file(output_json) as write:
+        report = measure(
+            models,
+            devices,
+            loads,
+            rounds=rounds,
+            urls=url or (),
+            command=["krakenlm", *sys.argv[1:]],
         )
+        results.print(table(report.results))
+        write(report.to_json())
 
 
 def _numbers(text: str) -> list[int]:

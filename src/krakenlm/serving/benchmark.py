@@ -1,96 +1,145 @@
 """``krakenlm bench serve``: served models against each other, by vLLM's own benchmark.
 
 Each model is served in turn and asked by ``vllm bench serve``, which sends random prompts of one
-length and measures what a client sees.
+length and measures what a client sees. Models take turns in every round, so that a machine that
+drifts stays fair to all.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
+from urllib.error import URLError
+from urllib.request import urlopen
 
 from krakenlm.console import notes
-from krakenlm.errors import KrakenError
+from krakenlm.environment import Environment, cores_here
+from krakenlm.errors import KrakenError, first_line
 from krakenlm.model.checkpoint import read_config
-from krakenlm.serving.serve import Launch, running
+from krakenlm.serving.benchmark_report import Load, Served, ServingReport
+from krakenlm.serving.machine import vllm_is_for_cpus
+from krakenlm.serving.serve import running
+
+# The benchmark asks the same prompts of every server, some of them more than once.
+_FLAGS = ("--no-enable-prefix-caching",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What clients ask.
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that answers: its address, and the name that requests call the model by."""
 
-    Attributes:
-        concurrency: requests under way at a time.
-        input_len: tokens of a prompt.
-        output_len: tokens of an answer.
-        num_prompts: requests in all.
-    """
-
-    concurrency: int
-    input_len: int
-    output_len: int
-    num_prompts: int
+    url: str
+    name: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """What one model gave under one load.
+@dataclass(frozen=True)
+class Contestant:
+    """A model to measure.
 
     Attributes:
-        model: its folder's name.
+        folder: holds its tokenizer and configuration.
+        label: for tables.
         wiring: its architecture.
-        load: what was asked.
-        ttft_ms: median time to the first token.
-        ttft_p99_ms: the 99th percentile.
-        tpot_ms: median time per token behind the first.
-        tokens_per_second: answers' tokens of all requests together.
+        serve: makes it answer for as long as it is measured.
     """
 
-    model: str
+    folder: Path
+    label: str
     wiring: str
-    load: Load
-    ttft_ms: float
-    ttft_p99_ms: float
-    tpot_ms: float
-    tokens_per_second: float
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return asdict(self)
+    serve: Callable[[], AbstractContextManager[Endpoint]]
 
 
 def measure(
-    models: Sequence[Path], devices: int, loads: Sequence[Load], flags: Sequence[str]
-) -> list[Served]:
-    """Serve each model in turn and measure it under each load.
+    models: Sequence[Path],
+    devices: int,
+    loads: Sequence[Load],
+    *,
+    rounds: int = 1,
+    urls: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> ServingReport:
+    """Serve each model in turn and measure it under each load, ``rounds`` times.
 
     Args:
         models: checkpoint folders with tokenizers.
-        devices: tensor-parallel ranks.
+        devices: tensor-parallel ranks of the servers that are started.
         loads: in order.
-        flags: of ``vllm serve``, for every model.
+        rounds: how often all of it is repeated.
+        urls: servers that run already, one for each model; none are started then.
+        command: what was typed, for the report.
 
     Raises:
-        KrakenError: no vLLM, no such model, or requests that failed.
+        KrakenError: no vLLM, no such model or server, or requests that failed.
     """
-    wirings = [read_config(model).wiring for model in models]  # before anything is started
+    vllm_is_for_cpus()  # refuses where vLLM is missing
+    contestants = _contestants(models, devices, urls)  # before anything is started
     results = []
-    for model, wiring in zip(models, wirings, strict=True):
-        with running(model, devices, flags) as launch:
-            for load in loads:
-                notes.print(f"{launch.model}: {load.concurrency} at a time", markup=False)
-                found = _ask(launch, model, load)
-                results.append(summary(found, launch.model, wiring, load))
-    return results
+    for index in range(rounds):
+        for contestant in contestants:
+            with contestant.serve() as endpoint:
+                for load in loads:
+                    notes.print(
+                        f"round {index + 1} of {rounds}, {contestant.label}: "
+                        f"{load.concurrency} at a time",
+                        markup=False,
+                    )
+                    found = ask(endpoint, contestant.folder, load, seed=index)
+                    results.append(summary(found, contestant, load, index))
+    return ServingReport(
+        devices=0 if urls else devices,
+        flags=() if urls else _FLAGS,
+        results=tuple(results),
+        vllm=version("vllm"),
+        environment=Environment.here(cores=len(cores_here())),
+        command=tuple(command),
+    )
 
 
-def summary(found: dict[str, Any], model: str, wiring: str, load: Load) -> Served:
+def _contestants(models: Sequence[Path], devices: int, urls: Sequence[str]) -> list[Contestant]:
+    labels = [model.resolve().name for model in models]
+    if len(set(labels)) < len(labels):
+        labels = [str(model) for model in models]
+    wirings = [read_config(model).wiring for model in models]
+    if urls and len(urls) != len(models):
+        raise KrakenError(f"{len(urls)} times --url for {len(models)} models: give one for each")
+
+    def served(index: int) -> Callable[[], AbstractContextManager[Endpoint]]:
+        if not urls:
+            return lambda: _started(models[index], devices)
+        endpoint = Endpoint(urls[index].rstrip("/"), _name_at(urls[index].rstrip("/")))
+        return lambda: nullcontext(endpoint)
+
+    return [
+        Contestant(model, label, wiring, served(index))
+        for index, (model, label, wiring) in enumerate(zip(models, labels, wirings, strict=True))
+    ]
+
+
+@contextmanager
+def _started(model: Path, devices: int) -> Iterator[Endpoint]:
+    with running(model, devices, _FLAGS) as launch:
+        yield Endpoint(launch.url, launch.model)
+
+
+def _name_at(url: str) -> str:
+    """What a server calls the model that it serves."""
+    try:
+        with urlopen(f"{url}/v1/models", timeout=30) as answer:  # noqa: S310  an address by the user
+            return str(json.loads(answer.read())["data"][0]["id"])
+    except (URLError, OSError, ValueError, LookupError, TypeError) as error:
+        raise KrakenError(
+            f"{url} does not say which model it serves ({first_line(error)}): give the address of "
+            "an OpenAI-compatible server, such as http://127.0.0.1:8000"
+        ) from error
+
+
+def summary(found: dict[str, Any], contestant: Contestant, load: Load, index: int) -> Served:
     """What matters of a result of ``vllm bench serve``.
 
     Raises:
@@ -98,12 +147,13 @@ def summary(found: dict[str, Any], model: str, wiring: str, load: Load) -> Serve
     """
     if found["completed"] != load.num_prompts:
         raise KrakenError(
-            f"{model}: {found['completed']} of {load.num_prompts} requests were answered: "
-            "read what the server said"
+            f"{contestant.label}: {found['completed']} of {load.num_prompts} requests were "
+            "answered: read what the server said"
         )
     return Served(
-        model=model,
-        wiring=wiring,
+        model=contestant.label,
+        wiring=contestant.wiring,
+        round=index,
         load=load,
         ttft_ms=found["median_ttft_ms"],
         ttft_p99_ms=found["p99_ttft_ms"],
@@ -112,34 +162,17 @@ def summary(found: dict[str, Any], model: str, wiring: str, load: Load) -> Serve
     )
 
 
-def table(results: Sequence[Served]) -> Table:
-    """A line for each concurrency and model; a speedup is against the first model."""
-    drawn = Table(title="Served by vLLM", title_justify="left")
-    drawn.add_column("at a time", justify="right")
-    drawn.add_column("model")
-    for heading in ("TTFT, ms", "p99", "TPOT, ms", "tokens/s", "TTFT speedup"):
-        drawn.add_column(heading, justify="right")
-    first = {r.load: r for r in reversed(results)}
-    for result in sorted(results, key=lambda r: r.load.concurrency):
-        drawn.add_row(
-            str(result.load.concurrency),
-            f"{result.model} ({result.wiring})",
-            f"{result.ttft_ms:.1f}",
-            f"{result.ttft_p99_ms:.1f}",
-            f"{result.tpot_ms:.2f}",
-            f"{result.tokens_per_second:.1f}",
-            f"{first[result.load].ttft_ms / result.ttft_ms:.2f}×",
-        )
-    return drawn
+def ask(endpoint: Endpoint, tokenizer: Path, load: Load, seed: int) -> dict[str, Any]:
+    """Run vLLM's benchmark against a server; returns what it measured.
 
-
-def _ask(launch: Launch, tokenizer: Path, load: Load) -> dict[str, Any]:
-    """Run vLLM's benchmark against a server; returns what it measured."""
+    Raises:
+        KrakenError: with what the benchmark said last.
+    """
     with tempfile.TemporaryDirectory(prefix="krakenlm-bench-") as folder:
         result = Path(folder) / "result.json"
         options = {
-            "--base-url": launch.url,
-            "--model": launch.model,
+            "--base-url": endpoint.url,
+            "--model": endpoint.name,
             "--tokenizer": str(tokenizer),
             "--dataset-name": "random",
             "--random-input-len": load.input_len,
@@ -147,6 +180,8 @@ def _ask(launch: Launch, tokenizer: Path, load: Load) -> dict[str, Any]:
             "--num-prompts": load.num_prompts,
             "--max-concurrency": load.concurrency,
             "--num-warmups": load.concurrency,
+            "--temperature": 0,
+            "--seed": seed,
             "--percentile-metrics": "ttft,tpot",
             "--result-dir": folder,
             "--result-filename": result.name,

@@ -12,11 +12,8 @@ from krakenlm.eval.harness import HarnessModel, require_harness
 from krakenlm.eval.model import check_directory
 from krakenlm.eval.report import Backend
 from krakenlm.model.checkpoint import read_config
-from krakenlm.serving.machine import cpu_settings, vllm_is_for_cpus
+from krakenlm.serving.machine import QUIET, cpu_settings, vllm_is_for_cpus
 from krakenlm.serving.parts import own_shard
-
-# What vLLM says of its progress is no result of ours, and stdout is for results.
-_QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
 
 
 def with_vllm(model: Path, devices: int) -> Callable[[int], HarnessModel]:
@@ -34,7 +31,7 @@ def with_vllm(model: Path, devices: int) -> Callable[[int], HarnessModel]:
     check_directory(model)
     config = read_config(model)
     own_shard(config, 0, devices)
-    settings = {**_QUIET, **(cpu_settings(devices) if vllm_is_for_cpus() else {})}
+    settings = {**QUIET, **(cpu_settings(devices) if vllm_is_for_cpus() else {})}
     require_harness()
 
     def load(batch_size: int) -> HarnessModel:

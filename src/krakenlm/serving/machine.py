@@ -6,6 +6,9 @@ from importlib.util import find_spec
 
 from krakenlm.errors import KrakenError
 
+QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+"""Environment of a vLLM whose progress is nobody's concern: stdout is for results."""
+
 _GIB = 2**30
 _INSTALL = (
     'on GPUs `pip install "krakenlm[vllm]"`, on CPUs `make vllm-env` in a checkout of krakenlm'

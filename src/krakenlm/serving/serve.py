@@ -20,7 +20,7 @@ from urllib.request import urlopen
 from krakenlm.console import notes, results
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config
-from krakenlm.serving.machine import cpu_settings, vllm_is_for_cpus
+from krakenlm.serving.machine import QUIET, cpu_settings, vllm_is_for_cpus
 from krakenlm.serving.parts import own_shard
 from krakenlm.serving.requests import has_chat_template, streaming_request, values_of
 
@@ -74,10 +74,13 @@ def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
 def running(model: Path, devices: int, flags: Sequence[str]) -> Iterator[Launch]:
     """A server that answers, for as long as the block runs; arguments are those of ``serve``.
 
+    It says little, and that on stderr.
+
     Raises:
         KrakenError: as ``serve``, or the server ended before it answered.
     """
-    launch, process = _start(model, devices, flags)
+    quiet = [*flags, "--uvicorn-log-level", "warning"]
+    launch, process = _start(model, devices, quiet, QUIET)
     try:
         if not _comes_up(process, launch.url):
             raise KrakenError(f"vLLM ended with {process.returncode} before it served {model}")
@@ -88,11 +91,11 @@ def running(model: Path, devices: int, flags: Sequence[str]) -> Iterator[Launch]
 
 
 def _start(
-    model: Path, devices: int, flags: Sequence[str]
+    model: Path, devices: int, flags: Sequence[str], settings: Mapping[str, str] | None = None
 ) -> tuple[Launch, subprocess.Popen[bytes]]:
     launch = plan(model, devices, flags, on_cpu=vllm_is_for_cpus(), environment=os.environ)
     _check_port(launch.url)
-    environment = {**os.environ, **launch.environment}
+    environment = {**(settings or {}), **os.environ, **launch.environment}
     return launch, subprocess.Popen(launch.command, env=environment)
 
 
