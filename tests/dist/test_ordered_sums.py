@@ -11,11 +11,13 @@ from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.reduce import LocalReducer
+from krakenlm.parallel.collective import Group
+from krakenlm.parallel.connect import Transport
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.serving.overlap import (
     BlockingCarrier,
-    GroupCarrier,
     OrderedReducer,
+    asynchronous_carriers,
     enlist,
 )
 
@@ -53,7 +55,8 @@ class Doubling:
     def __init__(self) -> None:
         self._total = None
 
-    def begin(self, total) -> None:
+    def begin(self, branches, total) -> None:
+        torch.sum(branches, dim=0, keepdim=True, out=total)
         self._total = total
 
     def wait(self) -> None:
@@ -83,16 +86,18 @@ def test_sums_by_operators_are_those_of_the_wiring(wiring):
 
 def test_a_blocking_carrier_takes_sums_in_place_and_others():
     for all_reduce in (lambda x: x.mul_(2), lambda x: x * 2):
-        x = torch.ones(3)
+        branches, total = torch.ones(2, 3), torch.empty(1, 3)
         carrier = BlockingCarrier(all_reduce)
-        carrier.begin(x)
+        carrier.begin(branches, total)
         carrier.wait()
-        assert x.tolist() == [2, 2, 2]
+        assert total.tolist() == [[4, 4, 4]]
+        assert branches.tolist() == [[1, 1, 1]] * 2
 
 
-def late_partner(rank: Rank) -> None:
+def late_partner(rank: Rank, transport: Transport) -> None:
     """The second rank joins the sum late; the first computes meanwhile."""
-    slots = enlist([GroupCarrier(dist.group.WORLD)])
+    carriers, _ = asynchronous_carriers(Group(rank.index, rank.size), 1, rank.device, transport)
+    slots = enlist(carriers)
     reducer = OrderedReducer(slots)
     branches = torch.full((2, 1, 4, 8), float(rank.index + 1))
     dist.barrier()
@@ -109,9 +114,10 @@ def late_partner(rank: Rank) -> None:
     rank.emit((rank.index, begin_s, wait_s, total.unique().tolist(), branches.unique().tolist()))
 
 
-def test_a_late_sum_finishes_behind_what_is_computed_meanwhile():
+@pytest.mark.parametrize("transport", ["process-group", "shared-memory", "sockets"])
+def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
     heard = []
-    launch(late_partner, [], devices=2, on_message=heard.append, device_type="cpu", threads=1)
+    launch(late_partner, [transport], devices=2, on_message=heard.append, device_type="cpu", threads=1)
     for index, begin_s, wait_s, total, branches in heard:
         assert begin_s < LATE / 2
         assert wait_s < LATE / 2

@@ -24,7 +24,7 @@ def generate(
     *,
     new_tokens: int,
     ranks: int = 1,
-    overlap: str = "auto",
+    options: dict[str, str] | None = None,
     eager: bool = True,
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def generate(
         folder: for the files of this call.
         new_tokens: length of each answer.
         ranks: tensor-parallel size.
-        overlap: of ``--additional-config``.
+        options: of krakenlm in ``--additional-config``.
         eager: without torch.compile.
         environment: further variables.
 
@@ -57,7 +57,7 @@ def generate(
             "max_num_batched_tokens": 96,  # shorter than some prompts: they go in chunks
             "max_num_seqs": 16,
             "enable_prefix_caching": False,
-            "additional_config": {"krakenlm": {"overlap": overlap}},
+            "additional_config": {"krakenlm": options or {}},
         },
     }
     asked, answered = folder / "asked.json", folder / "answered.json"

@@ -22,10 +22,11 @@ SHAPE = {
 CONFIGS = {
     "kraken": ModelConfig(**SHAPE),
     "kraken-4": ModelConfig(**{**SHAPE, "num_sublayers": 4}),
-    # No kernel is made for heads of 20; one key and value head in each sub-layer.
+    # No kernel is made for heads of 20; one key and value head in each sub-layer; S is a mean.
     "kraken-mqa": ModelConfig(
         **{**SHAPE, "heads_per_sublayer": 4}, kv_heads_per_sublayer=1, head_dim=20, bias=True,
-        position="rope", norm="rmsnorm", activation="swiglu", tie_word_embeddings=False,
+        sum_scale=0.5, position="rope", norm="rmsnorm", activation="swiglu",
+        tie_word_embeddings=False,
     ),
     "standard": ModelConfig(**SHAPE, wiring="standard", bias=True),
     "parallel": ModelConfig(
@@ -98,24 +99,30 @@ def answered(expected, tmp_path_factory):
     """What vLLM answers to all prompts, asked once for each way to run."""
 
     @functools.cache
-    def by(name: str, ranks: int, overlap: str) -> dict[str, Any]:
+    def by(name: str, ranks: int, way: str) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp("asked")
+        options = {"overlap": way}
+        if way not in ("async", "sync"):
+            options = {"overlap": "async", "transport": way}
         return offline.generate(
             expected(name).folder,
             prompts(),
             folder,
             new_tokens=NEW_TOKENS,
             ranks=ranks,
-            overlap=overlap,
+            options=options,
         )
 
     return by
 
 
+# Each number of ranks, each wiring; async is with shared memory, others are said.
 WAYS = [
     ("kraken", 1, "async"),
     ("kraken", 2, "async"),
     ("kraken", 2, "sync"),
+    ("kraken", 2, "sockets"),
+    ("kraken", 2, "process-group"),
     ("kraken-4", 2, "async"),
     ("kraken-4", 4, "async"),
     ("kraken-mqa", 2, "async"),
@@ -127,14 +134,14 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "ranks", "overlap"), WAYS)
-def test_greedy_answers_are_those_of_transformers(name, ranks, overlap, expected, answered):
-    assert_same(answered(name, ranks, overlap), expected(name))
+@pytest.mark.parametrize(("name", "ranks", "way"), WAYS)
+def test_greedy_answers_are_those_of_transformers(name, ranks, way, expected, answered):
+    assert_same(answered(name, ranks, way), expected(name))
 
 
-@pytest.mark.parametrize(("name", "ranks", "overlap"), WAYS)
-def test_one_sequence_at_a_time_gives_the_same(name, ranks, overlap, expected, answered):
-    assert answered(name, ranks, overlap)["tokens_alone"] == expected(name).tokens
+@pytest.mark.parametrize(("name", "ranks", "way"), WAYS)
+def test_one_sequence_at_a_time_gives_the_same(name, ranks, way, expected, answered):
+    assert answered(name, ranks, way)["tokens_alone"] == expected(name).tokens
 
 
 def test_each_rank_reads_its_own_part_only(expected, answered):
@@ -157,7 +164,7 @@ def test_compiled_code_keeps_sums_in_flight_behind_attention(expected, tmp_path)
         tmp_path,
         new_tokens=NEW_TOKENS,
         ranks=2,
-        overlap="async",
+        options={"overlap": "async"},
         eager=False,
         environment={
             "VLLM_CACHE_ROOT": str(cache),

@@ -80,11 +80,9 @@ def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connecti
     Raises:
         KrakenError: a transport that this machine or these ranks do not have.
     """
-    assert transport in TRANSPORTS
     if rank.size == 1:
         return without_communication(shard)._replace(transport="none")
-    name = _choose(rank, transport)
-    everyone = _collective(name, Group(rank.index, rank.size), rank.device)
+    everyone, name = connect_group(Group(rank.index, rank.size), rank.device, transport)
     if shard.tensor_parallel == 1:
         return Connections(everyone, None, everyone, name)
     inner, outer = _sub_groups(shard)
@@ -94,6 +92,19 @@ def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connecti
     return Connections(streams, parts, everyone, name)
 
 
+def connect_group(
+    group: Group, device: torch.device, transport: Transport = "auto"
+) -> tuple[Collective, str]:
+    """Connect the ranks of one group, and say what carries their messages; all of them call it.
+
+    Raises:
+        KrakenError: a transport that this machine or these ranks do not have.
+    """
+    assert transport in TRANSPORTS
+    name = _choose(group, device, transport)
+    return _collective(name, group, device), name
+
+
 def without_communication(shard: Shard) -> Connections:
     """Every exchange left out: the bound for any overlap."""
     silent = WithoutCommunication(shard.ranks)
@@ -101,12 +112,12 @@ def without_communication(shard: Shard) -> Connections:
     return Connections(silent, parts, silent, "left out")
 
 
-def _choose(rank: Rank, transport: Transport) -> str:
-    if rank.device.type == "cuda":
-        return _choose_between_gpus(rank, transport)
+def _choose(group: Group, device: torch.device, transport: Transport) -> str:
+    if device.type == "cuda":
+        return _choose_between_gpus(group, device, transport)
     if transport == "symmetric-memory":
         raise KrakenError("--transport symmetric-memory: is for GPUs: leave it out")
-    shareable = is_supported() and _same_host(rank)
+    shareable = is_supported() and _same_host(group, device)
     if transport == "shared-memory" and not shareable:
         raise KrakenError(
             "--transport shared-memory: needs all ranks on one x86 Linux host and in one network "
@@ -119,9 +130,9 @@ def _choose(rank: Rank, transport: Transport) -> str:
     return "sockets" if sys.platform == "linux" else "process-group"
 
 
-def _choose_between_gpus(rank: Rank, transport: Transport) -> str:
+def _choose_between_gpus(group: Group, device: torch.device, transport: Transport) -> str:
     if transport == "symmetric-memory":
-        if not _same_host(rank):
+        if not _same_host(group, device):
             raise KrakenError(f"--transport {transport}: needs all ranks on one host: leave it out")
         return transport
     if transport not in ("auto", "process-group"):
@@ -177,10 +188,10 @@ def _sub_groups(shard: Shard) -> tuple[Group, Group]:
     return mine[0], mine[1]
 
 
-def _same_host(rank: Rank) -> bool:
+def _same_host(group: Group, device: torch.device) -> bool:
     """Whether all ranks see the same memory and the same network interfaces."""
     identity = f"{socket.gethostname()} {_boot()} {_network_namespace()}"
-    return len(set(gather_texts(Group(rank.index, rank.size), identity, rank.device))) == 1
+    return len(set(gather_texts(group, identity, device))) == 1
 
 
 def _boot() -> str:

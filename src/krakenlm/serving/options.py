@@ -17,12 +17,15 @@ class ServingOptions:
         overlap: ``async`` keeps sums over ranks in flight behind compute; ``sync`` uses vLLM's own
             AllReduce and waits for it; ``auto`` is ``async`` where the wiring has something to
             hide sums behind.
+        transport: what carries ``async`` sums between CPUs; ``auto`` is shared memory within a
+            host and sockets between hosts. GPUs exchange through NCCL.
 
     Raises:
         ConfigError: an unknown option or value.
     """
 
     overlap: Literal["auto", "async", "sync"] = "auto"
+    transport: Literal["auto", "shared-memory", "sockets", "process-group"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from krakenlm.errors import KrakenError
+from krakenlm.model.reduce import Pending
 from krakenlm.model.wiring import Block
+from krakenlm.parallel.collective import Collective, Group, sum_branches
+from krakenlm.parallel.connect import Transport, connect_group
 
 _OPERATORS = {
     "begin_sum": "(Tensor(a!) branches, Tensor(b!) total, int slot) -> ()",
@@ -28,12 +32,12 @@ OPERATORS = tuple(f"krakenlm::{name}" for name in _OPERATORS)
 class Carrier(Protocol):
     """Carries one sum of a forward pass, again and again."""
 
-    def begin(self, total_1BTD: Tensor) -> None:
-        """Start to add up ``total_1BTD`` over all ranks, in place."""
+    def begin(self, branches_KBTD: Tensor, total_1BTD: Tensor) -> None:
+        """Start to add up the branches of all ranks into ``total_1BTD``."""
         ...
 
     def wait(self) -> None:
-        """Return (on a GPU: go on with the current stream) when the sum is there."""
+        """Return (on a GPU: go on with the current stream) when the total is there."""
         ...
 
 
@@ -43,9 +47,8 @@ _buffers: dict[int, int] = {}
 
 
 def _begin_sum(branches: Tensor, total: Tensor, slot: int) -> None:
-    torch.sum(branches, dim=0, keepdim=True, out=total)
     _buffers[slot] = total.data_ptr()
-    _carriers[slot].begin(total)
+    _carriers[slot].begin(branches, total)
 
 
 def _await_sum(computed: Tensor, total: Tensor, slot: int) -> None:
@@ -71,22 +74,27 @@ def _register() -> Any:
 _library = _register()
 
 
-class GroupCarrier:
-    """A process group's asynchronous AllReduce: gloo's threads carry it beside compute."""
+class CollectiveCarrier:
+    """A transport of the package's engine: shared memory, sockets or gloo.
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
-        self._work: dist.Work | None = None
+    Args:
+        collective: carries all sums of a pass, in the order in which they are begun.
+    """
 
-    def begin(self, total_1BTD: Tensor) -> None:
-        """Hand the buffer to the process group."""
-        self._work = dist.all_reduce(total_1BTD, group=self._group, async_op=True)
+    def __init__(self, collective: Collective) -> None:
+        self._collective = collective
+        self._under_way: tuple[Pending, Tensor] | None = None
+
+    def begin(self, branches_KBTD: Tensor, total_1BTD: Tensor) -> None:
+        """Hand the branches over."""
+        self._under_way = self._collective.begin(branches_KBTD), total_1BTD
 
     def wait(self) -> None:
         """Block until the sum is there."""
-        assert self._work is not None, "awaited before it was begun"
-        self._work.wait()
-        self._work = None
+        assert self._under_way is not None, "awaited before it was begun"
+        pending, total_1BTD = self._under_way
+        total_1BTD.copy_(pending.wait())
+        self._under_way = None
 
 
 class StreamCarrier:
@@ -101,8 +109,9 @@ class StreamCarrier:
         self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    def begin(self, total_1BTD: Tensor) -> None:
+    def begin(self, branches_KBTD: Tensor, total_1BTD: Tensor) -> None:
         """Let the side stream go on from here and sum."""
+        sum_branches(branches_KBTD, total_1BTD)
         self._ready.record(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self._ready.wait(self._stream)
@@ -124,8 +133,9 @@ class BlockingCarrier:
     def __init__(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         self._all_reduce = all_reduce
 
-    def begin(self, total_1BTD: Tensor) -> None:
+    def begin(self, branches_KBTD: Tensor, total_1BTD: Tensor) -> None:
         """Sum at once."""
+        sum_branches(branches_KBTD, total_1BTD)
         summed_1BTD = self._all_reduce(total_1BTD)
         if summed_1BTD.data_ptr() != total_1BTD.data_ptr():
             total_1BTD.copy_(summed_1BTD)
@@ -135,13 +145,21 @@ class BlockingCarrier:
 
 
 def asynchronous_carriers(
-    group: dist.ProcessGroup, count: int, device: torch.device
-) -> list[Carrier]:
-    """Carriers for the ``count`` sums of a forward pass, of the kind that suits the device."""
+    group: Group, count: int, device: torch.device, transport: Transport
+) -> tuple[list[Carrier], str]:
+    """Carriers for the ``count`` sums of a forward pass, and what carries them, by name.
+
+    Raises:
+        KrakenError: a transport that these ranks do not have.
+    """
     if device.type != "cuda":
-        return [GroupCarrier(group) for _ in range(count)]
+        collective, name = connect_group(group, device, transport)
+        return [CollectiveCarrier(collective) for _ in range(count)], name
+    if transport not in ("auto", "process-group"):
+        raise KrakenError(f"transport={transport!r}: GPUs exchange through NCCL: leave it out")
+    assert group.handle is not None
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return [StreamCarrier(group, stream) for _ in range(count)]
+    return [StreamCarrier(group.handle, stream) for _ in range(count)], "NCCL"
 
 
 def enlist(carriers: Sequence[Carrier]) -> range:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from krakenlm.errors import KrakenError
+from krakenlm.parallel.collective import Group
 
 TESTED = (0, 32)
 
@@ -74,9 +74,10 @@ def rank_and_ranks() -> tuple[int, int]:
     return group.rank_in_group, group.world_size
 
 
-def tensor_parallel_group() -> dist.ProcessGroup:
-    """The tensor-parallel ranks' process group for tensors on their device."""
-    return get_tp_group().device_group
+def tensor_parallel_group() -> Group:
+    """The tensor-parallel ranks, with their process group for tensors on their device."""
+    group = get_tp_group()
+    return Group(group.rank_in_group, group.world_size, group.device_group)
 
 
 def all_reduce(x: Tensor) -> Tensor:

@@ -173,11 +173,15 @@ def _slots(config: ModelConfig, options: ServingOptions) -> range:
     overlap = options.overlap
     if overlap == "auto":
         overlap = "async" if hidden > 0 else "sync"
-    logger.info("%d sums over ranks in a forward pass, %s", count, overlap)
     if overlap == "sync":
+        logger.info("%d sums over ranks in a forward pass, finished where they begin", count)
         return enlist([BlockingCarrier(api.all_reduce) for _ in range(count)])
     api.run_between_graphs(OPERATORS)
-    return enlist(asynchronous_carriers(api.tensor_parallel_group(), count, api.device()))
+    carriers, name = asynchronous_carriers(
+        api.tensor_parallel_group(), count, api.device(), options.transport
+    )
+    logger.info("%d sums over ranks in a forward pass, in flight by %s", count, name)
+    return enlist(carriers)
 
 
 def _side_by_side(x_BHTE: Tensor, width: int) -> Tensor:

@@ -1,0 +1,138 @@
+"""Serve the 124M standard model and its Krakens with vLLM, and keep what clients see.
+
+    .vllm/bin/python scripts/publish_serving.py --tokenizer FOLDER [--rounds 3] [--num-prompts 4]
+    python scripts/publish_serving.py --draw
+
+The models have random weights, which changes no time. ``krakenlm bench serve`` measures them; its
+JSON is kept under docs/results/serving with a picture, and the tables of docs/serving.md are made
+from it. ``--draw`` measures nothing. Run nothing else meanwhile.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import markers
+from krakenlm.bench.figures import WIRING_COLOURS
+from krakenlm.config import ModelConfig, derive, model_config
+from krakenlm.files import whole_file
+from krakenlm.serving.benchmark_report import (
+    HEADINGS,
+    Served,
+    ServingReport,
+    Spread,
+    rows,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "serving.md"
+RESULTS = ROOT / "docs" / "results" / "serving"
+REPORT = RESULTS / "cpu-2-ranks.json"
+PICTURE = RESULTS / "cpu-2-ranks.png"
+
+
+def models() -> dict[str, ModelConfig]:
+    """The standard model first: speedups are over it."""
+    standard = model_config("124M")
+    return {
+        "standard": standard,
+        "kraken-published": derive(standard, 2),
+        "kraken-keep-width": derive(standard, 2, rule="keep-width"),
+    }
+
+
+def measure(tokenizer: Path, rounds: int, num_prompts: int) -> None:
+    """Write the models, and measure them with the package's own command."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model, config in models().items():
+            _save(folder / model, config, tokenizer)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        options = ["--devices", "2", "--rounds", str(rounds), "--num-prompts", str(num_prompts)]
+        command = [sys.executable, "-m", "krakenlm", "bench", "serve", *models(), *options]
+        subprocess.run([*command, "--output-json", str(REPORT)], check=True, cwd=folder)
+
+
+def _save(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
+    import torch
+
+    from krakenlm.data.tokenizer import load_tokenizer
+    from krakenlm.integrations.hf import KrakenForCausalLM
+    from krakenlm.integrations.hf_config import KrakenConfig
+
+    torch.manual_seed(0)
+    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def serving_table() -> str:
+    """What clients saw of each model under each load."""
+    report = ServingReport.load(REPORT)
+    load = report.results[0].load
+    rounds = 1 + max(result.round for result in report.results)
+    environment = report.environment
+    below = (
+        f"\nPrompts of {load.input_len} random tokens, answers of {load.output_len}; medians of "
+        f"each round's requests, of {rounds} rounds their median with the least and the most; "
+        f"{report.devices} ranks, {environment.machine}, {environment.cores} cores, "
+        f"vLLM {report.vllm}.\n"
+    )
+    return markers.markdown(HEADINGS, rows(report.results), numbers=True) + below
+
+
+def draw() -> None:
+    """The time to the first token and the time per token over requests at a time."""
+    results = ServingReport.load(REPORT).results
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (title, field) in zip(
+        panels, (("TTFT, ms", "ttft_ms"), ("TPOT, ms", "tpot_ms")), strict=True
+    ):
+        for model in dict.fromkeys(result.model for result in results):
+            own = [result for result in results if result.model == model]
+            style = "--" if "keep-width" in model else "-"
+            colour = WIRING_COLOURS[own[0].wiring]
+            at, spreads = _over_loads(own, field)
+            axes.plot(at, [s.median for s in spreads], style, marker="o", color=colour, label=model)
+            low, high = [s.least for s in spreads], [s.most for s in spreads]
+            axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(at, [str(number) for number in at])
+        axes.set_xlabel("requests at a time")
+        axes.set_ylabel(title)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8)
+    with whole_file(PICTURE) as partial:
+        figure.savefig(partial, dpi=150, format="png")
+
+
+def _over_loads(results: list[Served], field: str) -> tuple[list[int], list[Spread]]:
+    loads = sorted({result.load.concurrency for result in results})
+    spreads = [
+        Spread.of([getattr(r, field) for r in results if r.load.concurrency == concurrency])
+        for concurrency in loads
+    ]
+    return loads, spreads
+
+
+TABLES = {"served": serving_table}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's tokenizer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-prompts", type=int, default=4, help="for each place under way")
+    parser.add_argument("--draw", action="store_true", help="only picture and tables")
+    arguments = parser.parse_args()
+    if not arguments.draw:
+        if arguments.tokenizer is None:
+            parser.error("--tokenizer is needed to measure")
+        measure(arguments.tokenizer.resolve(), arguments.rounds, arguments.num_prompts)
+    draw()
+    markers.rewrite([PAGE], TABLES)
