@@ -18,7 +18,10 @@ import cost_tables  # noqa: E402
 import draw_architecture  # noqa: E402
 import latency_page  # noqa: E402
 import markers  # noqa: E402
+import parity_page  # noqa: E402
 import publish_demo  # noqa: E402
+import publish_serving  # noqa: E402
+import publish_training  # noqa: E402
 import run_bench  # noqa: E402
 import training_page  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
@@ -63,16 +66,20 @@ def test_the_commands_beside_the_latencies_are_those_that_are_run():
     assert shown == {name: f"{scenario}\n" for name, scenario in scenarios.items()}
 
 
-def test_the_latency_page_shows_what_its_runs_measured():
-    text = latency_page.PAGE.read_text(encoding="utf-8")
-    assert sorted(markers.names(text)) == sorted(latency_page.TABLES)
-    assert text == markers.filled(text, latency_page.TABLES), "run scripts/run_bench.py --draw"
+MEASURED = {  # what made the numbers of a page, and how to draw them again
+    latency_page: "scripts/run_bench.py --draw",
+    training_page: "scripts/training_page.py",
+    parity_page: "scripts/parity.py --draw",
+    publish_training: "scripts/publish_training.py --draw",
+    publish_serving: "scripts/publish_serving.py --draw",
+}
 
 
-def test_the_training_page_shows_what_was_measured():
-    text = training_page.PAGE.read_text(encoding="utf-8")
-    assert markers.names(text) == list(training_page.TABLES)
-    assert text == markers.filled(text, training_page.TABLES), "run scripts/training_page.py"
+@pytest.mark.parametrize("module", MEASURED, ids=lambda module: module.PAGE.name)
+def test_pages_show_what_was_measured(module):
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert sorted(markers.names(text)) == sorted(module.TABLES)
+    assert text == markers.filled(text, module.TABLES), f"run {MEASURED[module]}"
 
 
 def test_a_stale_table_is_noticed_and_put_right():

@@ -63,6 +63,16 @@ def test_each_rank_gets_a_share_of_the_cores(folder):
     assert {int(core) for share in bound for core in share.split(",")} <= cores
 
 
+def test_a_node_of_several_binds_its_own_ranks_and_may_only_compute(folder):
+    first = started(folder, "--nnodes", "2", "--node-rank", "0", devices=2)
+    assert "|" not in first.environment["VLLM_CPU_OMP_THREADS_BIND"]
+    assert first.url
+    assert started(folder, "--nnodes=2", "--node-rank=1", "--headless", devices=2).url == ""
+    for nodes in ("3", "none", "0"):
+        with pytest.raises(KrakenError, match=f"--nnodes {nodes}"):
+            started(folder, "--nnodes", nodes, devices=2)
+
+
 def test_gpus_need_no_settings_for_cpus(folder):
     launch = started(folder, on_cpu=False)
     assert launch.environment == {}

@@ -34,7 +34,7 @@ class Launch:
     Attributes:
         command: program and arguments.
         environment: variables to add to this process's.
-        url: where it will listen.
+        url: where it will listen; empty for a node that only computes, for another that listens.
         model: the name that requests call the model by.
     """
 
@@ -64,7 +64,7 @@ def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
     # Ctrl-C reaches both processes; the server ends its requests, this one waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    if _comes_up(process, launch.url):
+    if launch.url and _comes_up(process, launch.url):
         results.print(f"serving {launch.model} on {launch.url}", markup=False)
         results.print(launch.curl, markup=False)
     return process.wait()
@@ -94,7 +94,8 @@ def _start(
     model: Path, devices: int, flags: Sequence[str], settings: Mapping[str, str] | None = None
 ) -> tuple[Launch, subprocess.Popen[bytes]]:
     launch = plan(model, devices, flags, on_cpu=vllm_is_for_cpus(), environment=os.environ)
-    _check_port(launch.url)
+    if launch.url:
+        _check_port(launch.url)
     environment = {**(settings or {}), **os.environ, **launch.environment}
     return launch, subprocess.Popen(launch.command, env=environment)
 
@@ -139,14 +140,27 @@ def plan(
     for name, value in chosen.items():
         command += [name, value]
     values = {**chosen, **values_of(flags)}
-    host, port = values["--host"], values["--port"]
-    settings = cpu_settings(devices) if on_cpu else {}
+    settings = cpu_settings(_devices_here(devices, values)) if on_cpu else {}
     return Launch(
         command=command,
         environment={k: v for k, v in settings.items() if k not in environment},
-        url=f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}",  # noqa: S104
+        url="" if "--headless" in given else _url(values["--host"], values["--port"]),
         model=values["--served-model-name"],
     )
+
+
+def _devices_here(devices: int, values: Mapping[str, str]) -> int:
+    """How many of the ranks this node holds."""
+    nodes = values.get("--nnodes", "1")
+    if not nodes.isdecimal() or int(nodes) < 1 or devices % int(nodes):
+        raise KrakenError(
+            f"--nnodes {nodes}: {devices} devices have to be shared out evenly among the nodes"
+        )
+    return devices // int(nodes)
+
+
+def _url(host: str, port: str) -> str:
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
 
 
 def _check_port(url: str) -> None:
