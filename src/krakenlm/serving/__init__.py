@@ -1,7 +1,8 @@
-"""Serving krakenlm's models with vLLM.
+"""Serving krakenlm's models, with vLLM or with the server of Transformers.
 
-``plugin`` tells vLLM of the model, ``vllm_model`` is the model as vLLM runs it, ``overlap`` keeps
-its sums over ranks in flight through ``torch.compile``, ``options`` reads what a user may choose.
-What depends on a version of vLLM stands in ``vllm_api``. Nothing outside this package imports
-vLLM, and of it only ``vllm_api`` does so by name.
+``serve`` and ``hf_serve`` start the servers, ``requests`` says how they are asked, ``machine`` what
+suits this one. ``plugin`` tells vLLM of the model, ``vllm_model`` is the model as vLLM runs it,
+``overlap`` keeps its sums over ranks in flight through ``torch.compile``, ``options`` reads what a
+user may choose. ``benchmark`` measures served models, ``harness`` scores them. What depends on a
+version of vLLM stands in ``vllm_api``; nothing outside this package imports vLLM.
 """

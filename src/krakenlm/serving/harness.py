@@ -47,6 +47,7 @@ def _harness_model(model: Path, devices: int, parameters: int, batch_size: int) 
     from lm_eval.models.vllm_causallms import VLLM
 
     from krakenlm.eval.harness_model import count_truncated
+    from krakenlm.serving import vllm_api as api
 
     class VllmLM(VLLM):  # type: ignore[misc]
         runtime: Backend = "vllm"
@@ -65,14 +66,14 @@ def _harness_model(model: Path, devices: int, parameters: int, batch_size: int) 
 
         @property
         def dtype_name(self) -> str:
-            return str(self.model.llm_engine.model_config.dtype).removeprefix("torch.")
+            return str(api.computes_in(self.model)).removeprefix("torch.")
 
         @property
         def device(self) -> torch.device:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         def close(self) -> None:
-            self.model.llm_engine.engine_core.shutdown()
+            api.shut_down(self.model)
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             # vLLM sees the last token as well, and generates one behind it.

@@ -56,12 +56,14 @@ __all__ = [
     "VllmConfig",
     "all_reduce",
     "check_version",
+    "computes_in",
     "init_logger",
     "paged_attention",
     "parallel_embedding",
     "parallel_head",
     "rank_and_ranks",
     "run_between_graphs",
+    "shut_down",
     "support_torch_compile",
     "tensor_parallel_group",
     "vocabulary_rows",
@@ -167,3 +169,14 @@ def run_between_graphs(operators: tuple[str, ...]) -> None:
     splitting = get_current_vllm_config().compilation_config.splitting_ops
     if splitting:
         splitting.extend(name for name in operators if name not in splitting)
+
+
+def computes_in(llm: Any) -> torch.dtype:
+    """The number format of a ``vllm.LLM``."""
+    dtype: torch.dtype = llm.llm_engine.model_config.dtype
+    return dtype
+
+
+def shut_down(llm: Any) -> None:
+    """End the processes of a ``vllm.LLM``."""
+    llm.llm_engine.engine_core.shutdown()
