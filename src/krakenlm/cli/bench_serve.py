@@ -38,10 +38,12 @@ def serve(
     ] = None,
 ) -> None:
     """Serve models in turn with vLLM and measure them with ``vllm bench serve``."""
+    from rich.console import Console
+
     from krakenlm.console import results
     from krakenlm.files import json_file
     from krakenlm.serving.benchmark import measure
-    from krakenlm.serving.benchmark_report import Load, table
+    from krakenlm.serving.benchmark_report import WIDTH, Load, table
 
     for name, value in (("rounds", rounds), ("input-len", input_len), ("num-prompts", num_prompts)):
         if value < 1:
@@ -66,7 +68,8 @@ def serve(
             urls=url or (),
             command=["krakenlm", *sys.argv[1:]],
         )
-        results.print(table(report.results))
+        console = results if results.is_terminal else Console(width=WIDTH, highlight=False)
+        console.print(table(report.results))
         write(report.to_json())
 
 

@@ -142,7 +142,7 @@ def rows(results: Sequence[Served]) -> list[list[str]]:
             made.append(
                 [
                     str(load.concurrency),
-                    f"{model} ({wiring})",
+                    model if model == wiring else f"{model} ({wiring})",
                     Spread.of([r.ttft_ms for r in found]).text(1),
                     Spread.of([r.ttft_p99_ms for r in found]).text(1),
                     Spread.of([r.tpot_ms for r in found]).text(2),
@@ -152,6 +152,10 @@ def rows(results: Sequence[Served]) -> list[list[str]]:
                 ]
             )
     return made
+
+
+WIDTH = 120
+"""A table that is not shown on a terminal is this wide at most, so that no cell is folded."""
 
 
 def table(results: Sequence[Served]) -> Table:
