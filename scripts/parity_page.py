@@ -232,24 +232,36 @@ def _draw_differences(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
     axes.axvline(0, color="#7f7f7f", linewidth=0.8)
     axes.set_yticks(range(len(models)), [model["name"] for model in models])
     axes.invert_yaxis()
-    axes.set_xlabel("perplexity over the standard model's, mean and range over seeds")
+    axes.set_xlabel("perplexity over the standard model's,\nmean and range over seeds")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:+.0f} %"))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_grid(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
     tuned = [model for model in models if len(model["grid"]) > 1]
+    ends: list[tuple[float, float, str]] = []
     for model in tuned:
         rates, losses = zip(
             *((entry["learning_rate"], entry["loss"]) for entry in model["grid"]), strict=True
         )
         style = "--" if "keep-width" in model["name"] else "-"
         axes.plot(rates, losses, style, marker="o", color=WIRING_COLOURS[model["wiring"]])
-        axes.annotate(model["name"], (rates[-1], losses[-1]), fontsize=6, va="center")
+        ends.append((losses[-1], rates[-1], model["name"].removeprefix("kraken ")))
+    _label_apart(axes, ends)
     axes.set_xscale("log")
     rates = sorted({entry["learning_rate"] for model in tuned for entry in model["grid"]})
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss, first seed")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_apart(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
+    """Write each curve's name behind its last point, and none over another."""
+    low, high = axes.get_ylim()
+    free = low
+    for loss, rate, name in sorted(ends):
+        free = max(free, loss)
+        axes.text(rate * 1.1, free, name, fontsize=6.5, va="center")
+        free += (high - low) / 36
