@@ -120,7 +120,8 @@ def _span(seconds: float) -> str:
 
 def _printed(number: int, command: str) -> str:
     output = (RESULTS / f"{number}-{command}.txt").read_text(encoding="utf-8")
-    return f"```text\n{output.strip()}\n```\n"
+    lines = "\n".join(line.rstrip() for line in output.strip().splitlines())
+    return f"```text\n{lines}\n```\n"
 
 
 TABLES = {
