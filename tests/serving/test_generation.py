@@ -21,7 +21,8 @@ SHAPE = {
 }  # fmt: skip
 CONFIGS = {
     "kraken": ModelConfig(**SHAPE),
-    "kraken-4": ModelConfig(**{**SHAPE, "num_sublayers": 4}),
+    # Heads of odd width, as the published shapes have.
+    "kraken-4": ModelConfig(**{**SHAPE, "num_sublayers": 4}, head_dim=31),
     # No kernel is made for heads of 20; one key and value head in each sub-layer; S is a mean.
     "kraken-mqa": ModelConfig(
         **{**SHAPE, "heads_per_sublayer": 4}, kv_heads_per_sublayer=1, head_dim=20, bias=True,

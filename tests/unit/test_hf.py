@@ -103,6 +103,13 @@ def test_save_and_load_round_trip(wiring, tied, tmp_path: Path) -> None:
     )
 
 
+def test_heads_of_odd_width_pass_checks_of_rotary_positions_elsewhere() -> None:
+    config = KrakenConfig(num_sublayers=2, hidden_size=62, heads_per_sublayer=2, head_dim=31)
+    config.standardize_rope_params()
+    config.validate_rope()
+    assert config.to_model_config().head_dim == 31
+
+
 @pytest.mark.parametrize(
     "imports",
     ["import krakenlm; import transformers", "import transformers; import krakenlm"],

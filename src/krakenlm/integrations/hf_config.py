@@ -68,6 +68,16 @@ class KrakenConfig(PreTrainedConfig):  # type: ignore[misc]
         """Key and value heads over all sub-layers."""
         return self.to_model_config().num_key_value_heads
 
+    # Rotary positions are this package's own, with ``rope_theta`` as their base. vLLM has these two
+    # look at every configuration with that field, and they refuse heads of odd width, which a
+    # published Kraken has, even where positions are learned.
+
+    def standardize_rope_params(self) -> None:
+        """Nothing to translate; ``ModelConfig`` knows one kind of rotary positions."""
+
+    def validate_rope(self, *_: Any, **__: Any) -> None:
+        """Nothing to add; ``ModelConfig`` refuses what cannot be rotated."""
+
 
 # Seen by whoever imports this module; krakenlm._registration imports it behind the Auto classes.
 AutoConfig.register(MODEL_TYPE, KrakenConfig, exist_ok=True)
