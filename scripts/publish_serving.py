@@ -9,6 +9,7 @@ from it. ``--draw`` measures nothing. Run nothing else meanwhile.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,8 @@ def measure(tokenizer: Path, rounds: int, num_prompts: int) -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         options = ["--devices", "2", "--rounds", str(rounds), "--num-prompts", str(num_prompts)]
         command = [sys.executable, "-m", "krakenlm", "bench", "serve", *models(), *options]
-        subprocess.run([*command, "--output-json", str(REPORT)], check=True, cwd=folder)
+        subprocess.run([*command, "--output-json", REPORT.name], check=True, cwd=folder)
+        shutil.copyfile(folder / REPORT.name, REPORT)
 
 
 def _save(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
