@@ -17,6 +17,15 @@ results = Console(highlight=False, soft_wrap=True)
 """What a command was asked for."""
 
 
+def console_for_tables(width: int) -> Console:
+    """Where tables go: to ``results``, or at a fixed width where no terminal has one of its own.
+
+    Args:
+        width: of a file or pipe, so that no cell is folded for want of one.
+    """
+    return results if results.is_terminal else Console(width=width, highlight=False)
+
+
 def progress_bar(*extra: str) -> Progress:
     """A progress bar with count, elapsed and remaining time.
 

@@ -15,6 +15,7 @@ from krakenlm.cli.options import (
     TensorParallelOption,
     ThreadsOption,
     TransportOption,
+    positive_numbers,
 )
 from krakenlm.errors import KrakenError
 
@@ -141,7 +142,7 @@ def latency(
         wirings.split(","),
         kraken.split(","),
         sublayers=_sublayers_for(setup) if sublayers is None else sublayers,
-        prefill_chunks=_chunks(prefill_chunks),
+        prefill_chunks=positive_numbers("--prefill-chunks", prefill_chunks),
     )
     _run_latency(models, setup, size, _Outputs(output_json, plot, trace, breakdown_plot))
 
@@ -216,16 +217,13 @@ def _run_latency(
 
 
 def _show(report: "LatencyReport") -> None:
-    from rich.console import Console
-
     from krakenlm.bench.tables import WIDTH, breakdown_table, latency_table
-    from krakenlm.console import results
+    from krakenlm.console import console_for_tables
 
     tables = [latency_table(report)]
     if any(result.breakdown_ms for result in report.results):
         tables.append(breakdown_table(report))
-    # A file or a pipe has no width that cells would have to be folded for.
-    console = results if results.is_terminal else Console(width=WIDTH, highlight=False)
+    console = console_for_tables(WIDTH)
     for table in tables:
         console.print(table)
 
@@ -279,18 +277,6 @@ def _sublayers_for(setup: "Setup") -> int:
     if isinstance(setup.placement, tuple):
         return sum(setup.placement)
     return max(2, setup.devices // max(setup.tensor_parallel, 1))
-
-
-def _chunks(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise KrakenError(
-            f"--prefill-chunks {text}: give a number of 1 or more, or several with commas between"
-        )
-    return numbers
 
 
 def _check_pictures(*paths: Path | None) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from krakenlm.cli.options import positive_numbers
 from krakenlm.errors import KrakenError
 
 
@@ -38,9 +39,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve models in turn with vLLM and measure them with ``vllm bench serve``."""
-    from rich.console import Console
-
-    from krakenlm.console import results
+    from krakenlm.console import console_for_tables
     from krakenlm.files import json_file
     from krakenlm.serving.benchmark import measure
     from krakenlm.serving.benchmark_report import WIDTH, Load, table
@@ -57,7 +56,7 @@ def serve(
             output_len=output_len,
             num_prompts=num_prompts * number,
         )
-        for number in _numbers(concurrency)
+        for number in positive_numbers("--concurrency", concurrency)
     ]
     with json_file(output_json) as write:
         report = measure(
@@ -68,16 +67,5 @@ def serve(
             urls=url or (),
             command=["krakenlm", *sys.argv[1:]],
         )
-        console = results if results.is_terminal else Console(width=WIDTH, highlight=False)
-        console.print(table(report.results))
+        console_for_tables(WIDTH).print(table(report.results))
         write(report.to_json())
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise KrakenError(f"--concurrency {text}: needs numbers of 1 or more, such as 1,4,16")
-    return numbers

@@ -134,13 +134,10 @@ def _refuse_json(model: Path, json: Path | None) -> None:
 
 
 def _show(reports: Sequence["EvalReport"]) -> None:
-    from rich.console import Console
-
-    from krakenlm.console import results
+    from krakenlm.console import console_for_tables, results
     from krakenlm.eval.tables import WIDTH, differences, remarks, score_table
 
-    # A file or a pipe has no width that cells would have to be folded for.
-    console = results if results.is_terminal else Console(width=WIDTH, highlight=False)
+    console = console_for_tables(WIDTH)
     console.print(score_table(reports))
     for report in reports:
         for line in remarks(report):

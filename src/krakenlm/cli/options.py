@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from krakenlm.errors import KrakenError
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 """Of each of several ranks, which find their own GPU."""
 OneDeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -24,3 +26,20 @@ ThreadsOption = Annotated[
 TensorParallelOption = Annotated[
     int, typer.Option(help="Devices that share each Kraken sub-layer.")
 ]
+
+
+def positive_numbers(name: str, text: str) -> list[int]:
+    """The value of an option that takes one number or several with commas between.
+
+    Raises:
+        KrakenError: something else, or a number below 1.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise KrakenError(
+            f"{name} {text}: give a number of 1 or more, or several with commas between"
+        )
+    return numbers
