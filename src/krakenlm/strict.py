@@ -73,6 +73,37 @@ def from_json(cls: type[_T], values: Any, path: Path, advice: str) -> _T:
         raise _unreadable(path, error, advice) from error
 
 
+def read_report(
+    cls: type[_T], path: Path, kind: str, version: int, *, what: str, advice: str, again: str
+) -> _T:
+    """A result that a command wrote earlier.
+
+    Args:
+        cls: a dataclass with ``kind`` and ``schema_version`` among its fields.
+        path: of the file.
+        kind: that tells these files from others.
+        version: of the layout that is read.
+        what: such a file is, for messages: ``an evaluation``.
+        advice: what to give instead of a file that is none.
+        again: what to do where the layout or the content is another.
+
+    Raises:
+        KrakenError: no such file, another kind or version, or keys and values that do not belong.
+    """
+    try:
+        value = read_json(path, advice)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise KrakenError(f"cannot read {path}: there is no such file: {advice}") from error
+    if not isinstance(value, dict) or value.get("kind") != kind:
+        raise KrakenError(f"{path} is no {what.partition(' ')[2]}: {advice}")
+    if value.get("schema_version") != version:
+        raise KrakenError(
+            f"{path} is {what} of schema version {value.get('schema_version')!r}, and "
+            f"this krakenlm reads {version}: update krakenlm or {again}"
+        )
+    return from_json(cls, value, path, again)
+
+
 def check_types(instance: Any) -> None:
     """Check a frozen dataclass that is being made; an int where a float belongs becomes one.
 

@@ -171,6 +171,22 @@ def test_servers_that_run_already_are_asked(monkeypatch, folder, tmp_path):
     assert report.devices == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no such file"),
+        ("[]", "is no benchmark of served models"),
+        ('{"kind": "serving", "schema_version": 2}', "of schema version 2, .* reads 1"),
+    ],
+)
+def test_other_files_are_no_report(text, said, tmp_path):
+    path = tmp_path / "report.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(KrakenError, match=said):
+        ServingReport.load(path)
+
+
 def test_every_model_needs_a_server(monkeypatch, folder):
     with pytest.raises(KrakenError, match="one for each"):
         measured(monkeypatch, folder, urls=["http://a", "http://b"])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from krakenlm.environment import Environment
-from krakenlm.errors import ConfigError, KrakenError
-from krakenlm.strict import from_json, read_json
+from krakenlm.errors import ConfigError
+from krakenlm.strict import read_report
 
 SCHEMA_VERSION = 1
 
@@ -126,16 +126,12 @@ class EvalReport:
         Raises:
             KrakenError: no such file, another schema, or keys and values that do not belong there.
         """
-        advice = "give the JSON of an earlier krakenlm eval"
-        try:
-            value = read_json(path, advice)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise KrakenError(f"cannot read {path}: there is no such file: {advice}") from error
-        if not isinstance(value, dict) or value.get("kind") != "superglue":
-            raise KrakenError(f"{path} is no evaluation: {advice}")
-        if value.get("schema_version") != SCHEMA_VERSION:
-            raise KrakenError(
-                f"{path} is an evaluation of schema version {value.get('schema_version')!r}, and "
-                f"this krakenlm reads {SCHEMA_VERSION}: update krakenlm or evaluate again"
-            )
-        return from_json(cls, value, path, "evaluate again")
+        return read_report(
+            cls,
+            path,
+            "superglue",
+            SCHEMA_VERSION,
+            what="an evaluation",
+            advice="give the JSON of an earlier krakenlm eval",
+            again="evaluate again",
+        )

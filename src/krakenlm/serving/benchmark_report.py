@@ -10,8 +10,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from krakenlm.environment import Environment
-from krakenlm.errors import KrakenError
-from krakenlm.strict import from_json, read_json
+from krakenlm.strict import read_report
 
 SCHEMA_VERSION = 1
 
@@ -93,11 +92,15 @@ class ServingReport:
         Raises:
             KrakenError: no such file, another schema, or keys and values that do not belong there.
         """
-        advice = "give the JSON of an earlier krakenlm bench serve"
-        value = read_json(path, advice)
-        if not isinstance(value, dict) or value.get("kind") != "serving":
-            raise KrakenError(f"{path} is no benchmark of served models: {advice}")
-        return from_json(cls, value, path, advice)
+        return read_report(
+            cls,
+            path,
+            "serving",
+            SCHEMA_VERSION,
+            what="a benchmark of served models",
+            advice="give the JSON of an earlier krakenlm bench serve",
+            again="measure again",
+        )
 
 
 @dataclass(frozen=True)
