@@ -1,12 +1,12 @@
 """Sums that vLLM's compiled graphs begin and await: the numbers, the order, the overlap."""
 
-import re
 import time
 
 import pytest
 import torch
 from torch import distributed as dist
 
+from generated_code import calls, overlapped
 from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
@@ -123,18 +123,6 @@ def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
         assert wait_s < LATE / 2
         assert total == [6]
         assert branches == [index + 1]  # the stream itself is left as it is
-
-
-def calls(code: str, attention: str) -> list[str]:
-    """The operators that matter, in the order in which generated code calls them."""
-    pattern = rf"torch\.ops\.(?:krakenlm\.(begin_sum|await_sum)|{attention})[.\w]*\("
-    return [found[1] or "attention" for found in re.finditer(pattern, code)]
-
-
-def overlapped(layers: int) -> list[str]:
-    """A Kraken's operators where every sum but the conjunction's runs beside attention."""
-    layer = ["begin_sum", "attention", "await_sum"]
-    return ["attention", *layer * (layers - 1), "begin_sum", "await_sum"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """vLLM answers as Hugging Face does, on any number of ranks that divides the model."""
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import offline
 import pytest
 import torch
 
+from generated_code import calls, overlapped
 from krakenlm.config import ModelConfig
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -173,19 +173,12 @@ def test_compiled_code_keeps_sums_in_flight_behind_attention(expected, tmp_path)
         },
     )
     assert_same(found, wanted)
-    calls = [calls_of(path.read_text()) for path in cache.rglob("*.py")]
-    layers = CONFIGS["kraken"].num_hidden_layers
-    layer = ["begin_sum", "attention", "await_sum"]
-    compiled = [order for order in calls if order]
+    attention = r"vllm\.unified_attention_with_output"
+    orders = [calls(path.read_text(), attention) for path in cache.rglob("*.py")]
+    compiled = [order for order in orders if order]
     assert compiled
     for order in compiled:
-        assert order == ["attention", *layer * (layers - 1), "begin_sum", "await_sum"]
-
-
-def calls_of(code: str) -> list[str]:
-    """The operators that matter, in the order in which generated code calls them."""
-    pattern = r"torch\.ops\.(?:krakenlm\.(\w+)|vllm\.unified_attention_with_output)[.\w]*\("
-    return [found[1] or "attention" for found in re.finditer(pattern, code)]
+        assert order == overlapped(CONFIGS["kraken"].num_hidden_layers)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""The order of operators in code that a compiler made."""
+
+import re
+
+
+def calls(code: str, attention: str) -> list[str]:
+    """The operators that matter, in the order in which generated code calls them.
+
+    Args:
+        code: Python, of Inductor.
+        attention: pattern of attention's operator under ``torch.ops``.
+    """
+    pattern = rf"torch\.ops\.(?:krakenlm\.(\w+)|{attention})[.\w]*\("
+    return [found[1] or "attention" for found in re.finditer(pattern, code)]
+
+
+def overlapped(layers: int) -> list[str]:
+    """A Kraken's operators where every sum but the conjunction's runs beside attention."""
+    layer = ["begin_sum", "attention", "await_sum"]
+    return ["attention", *layer * (layers - 1), "begin_sum", "await_sum"]
