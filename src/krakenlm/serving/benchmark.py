@@ -7,7 +7,6 @@ drifts stays fair to all.
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +22,7 @@ from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError, first_line
 from krakenlm.model.checkpoint import read_config
 from krakenlm.serving.benchmark_report import Load, Served, ServingReport
-from krakenlm.serving.machine import vllm_is_for_cpus
+from krakenlm.serving.machine import VLLM, vllm_is_for_cpus
 from krakenlm.serving.serve import running
 
 # The benchmark asks the same prompts of every server, some of them more than once.
@@ -186,7 +185,7 @@ def ask(endpoint: Endpoint, tokenizer: Path, load: Load, seed: int) -> dict[str,
             "--result-dir": folder,
             "--result-filename": result.name,
         }
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve"]
+        command = [*VLLM, "bench", "serve"]
         command += ["--ignore-eos", "--save-result", "--disable-tqdm"]
         command += [str(part) for option in options.items() for part in option]
         run = subprocess.run(command, capture_output=True, text=True, check=False)

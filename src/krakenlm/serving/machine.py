@@ -1,10 +1,14 @@
 """Which vLLM is installed here, and what suits it on this machine."""
 
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from krakenlm.errors import KrakenError
+
+VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
+"""The ``vllm`` command of this environment, whether or not its script is on the path."""
 
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
 """Environment of a vLLM whose progress is nobody's concern: stdout is for results."""

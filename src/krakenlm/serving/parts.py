@@ -11,6 +11,8 @@ def own_shard(config: ModelConfig, rank: int, ranks: int) -> Shard:
     Raises:
         KrakenError: the model cannot be divided into ``ranks`` equal parts.
     """
+    if ranks < 1:
+        raise KrakenError(f"--devices {ranks}: needs 1 or more")
     units = units_of(config)
     if units % ranks:
         fits = ", ".join(str(n) for n in range(1, units + 1) if units % n == 0)

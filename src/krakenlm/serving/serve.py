@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from urllib.request import urlopen
 from krakenlm.console import notes, results
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config
-from krakenlm.serving.machine import QUIET, cpu_settings, vllm_is_for_cpus
+from krakenlm.serving.machine import QUIET, VLLM, cpu_settings, vllm_is_for_cpus
 from krakenlm.serving.parts import own_shard
 from krakenlm.serving.requests import has_chat_template, streaming_request, values_of
 
@@ -121,8 +120,6 @@ def plan(
         KrakenError: no model there, or a number of devices that does not fit it.
     """
     config = read_config(model)
-    if devices < 1:
-        raise KrakenError(f"--devices {devices}: needs 1 or more")
     own_shard(config, 0, devices)  # whether it can be shared out, said before vLLM starts
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
     defaults = {
@@ -136,7 +133,7 @@ def plan(
     if not has_chat_template(model):
         defaults["--chat-template"] = str(_PLAIN_CHAT)
     chosen = {name: value for name, value in defaults.items() if name not in given}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *flags]
+    command = [*VLLM, "serve", str(model), *flags]
     for name, value in chosen.items():
         command += [name, value]
     values = {**chosen, **values_of(flags)}
