@@ -6,6 +6,7 @@ from torch import Tensor
 
 import tiny
 from krakenlm.integrations import hf
+from krakenlm.integrations.hf_compat import cache_of
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model.block_attention import attend_in_blocks_with_gradient
 
@@ -116,7 +117,7 @@ def test_padding_dropout_float32_and_single_tokens_behind_a_cache_go_another_way
     model(torch.tensor([[1, 2, 3]]))
     assert calls == []
     with torch.autocast("cpu", torch.bfloat16):
-        past = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+        past = cache_of(model(torch.tensor([[1, 2, 3]]), use_cache=True))
         assert len(calls) == 2
-        model(torch.tensor([[4]]), past_key_values=past)
+        model(torch.tensor([[4]]), cache=past)
     assert len(calls) == 2

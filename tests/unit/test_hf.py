@@ -25,6 +25,7 @@ import krakenlm  # noqa: F401  (registers the Auto classes)
 from krakenlm.config import WIRINGS
 from krakenlm.errors import ConfigError
 from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_compat import CACHE_NAMES, cache_of
 from krakenlm.integrations.hf_config import KrakenConfig
 
 VOCAB = 29
@@ -223,6 +224,29 @@ def test_logits_with_a_cache_equal_logits_without(wiring, position, chunks, kind
         wanted = model(ids, use_cache=False).logits
         found = [model(part, past_key_values=cache).logits for part in ids.split(chunks, dim=1)]
     torch.testing.assert_close(torch.cat(found, dim=1), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("word", CACHE_NAMES)
+def test_a_cache_is_understood_by_its_old_and_its_new_name(word) -> None:
+    model = make()
+    ids = tokens(2, 6)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        first = model(ids[:, :4], **{word: cache})
+        second = model(ids[:, 4:], **{word: cache}).logits
+        wanted = model(ids, use_cache=False).logits
+    assert cache_of(first) is cache
+    assert cache.get_seq_length() == 6
+    torch.testing.assert_close(second, wanted[:, 4:], rtol=1e-9, atol=1e-9)
+
+
+def test_two_caches_under_two_names_are_refused() -> None:
+    model = make()
+    one, other = (DynamicCache(config=model.config) for _ in range(2))
+    with pytest.raises(ValueError, match=r"cache and past_key_values .* give one"):
+        model(tokens(1, 3), cache=one, past_key_values=other)
+    model(tokens(1, 3), cache=one, past_key_values=one)
+    assert one.get_seq_length() == 3
 
 
 @pytest.mark.parametrize("cache", [None, "static"])

@@ -16,12 +16,17 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
 from krakenlm.errors import ConfigError
+from krakenlm.integrations.hf_compat import (
+    CACHE_NAMES,
+    causal_mask,
+    given_cache,
+    output_with_cache,
+)
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model.attention import Attention
 from krakenlm.model.block_attention import attend_in_blocks_with_gradient
@@ -40,7 +45,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     # Layers are used through their attention and feed-forward network, which are what a
     # device map or FSDP may place.
     _no_split_modules = ("Attention", "FeedForward")
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -80,11 +85,12 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -93,30 +99,26 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             input_ids: [B, T]; or ``inputs_embeds``, [B, T, D].
             attention_mask: [B, past + T], 0 where a batch is padded (on the left for generation).
             position_ids: [B, T]; by default they count what the mask keeps.
-            past_key_values: a Transformers cache.
+            cache: a Transformers cache.
             inputs_embeds: embedded tokens, instead of ``input_ids``.
             labels: [B, T], the ids again; the shift happens inside, -100 is ignored.
             use_cache: return a cache; the configuration's ``use_cache`` by default.
             logits_to_keep: only so many last positions go through the head; 0 is all.
+            past_key_values: the word for ``cache`` in Transformers before 5.24.
             kwargs: passed to Transformers' attention and loss functions.
         """
         _refuse_recording(self.config, kwargs)
+        cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x_BTD = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        self._check_length(x_BTD.shape[1], past_key_values)
-        if self._caches(use_cache) and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        self._check_length(x_BTD.shape[1], cache)
+        if self._caches(use_cache) and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = _positions(x_BTD, attention_mask, past_key_values)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x_BTD,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        core = _TransformersCore(self.config._attn_implementation, mask, past_key_values, kwargs)
+            position_ids = _positions(x_BTD, attention_mask, cache)
+        mask = causal_mask(self.config, x_BTD, attention_mask, position_ids, cache)
+        core = _TransformersCore(self.config._attn_implementation, mask, cache, kwargs)
         h_BTD = self.model(x_BTD, position_ids, core, LocalReducer())
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(h_BTD[:, kept, :])
@@ -125,7 +127,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return output_with_cache(loss, logits, cache)
 
     def _caches(self, use_cache: bool | None) -> bool:
         if self.training and self.model.gradient_checkpointing:

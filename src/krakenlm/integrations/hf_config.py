@@ -33,7 +33,7 @@ class KrakenConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  Transformers adds a list
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012  Transformers adds a list
 
     use_cache: bool = True
     bos_token_id: int | None = None
