@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from krakenlm.errors import ConfigError, KrakenError
 
 _T = TypeVar("_T")
+# Of ``difflib``: one letter left out, doubled or changed in a short word, more in a longer one.
+_NEAR = 0.75
 
 
 def from_plain(cls: type[_T], values: Any, name: str = "") -> _T:
@@ -121,6 +123,14 @@ def refuse_unknown(values: Mapping[str, Any], known: AbstractSet[str], where: st
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
             raise ConfigError(f"unknown key {key!r}{where}: {hint}")
+
+
+def refuse_near_misses(values: Mapping[str, Any], known: AbstractSet[str]) -> None:
+    """Raise ``ConfigError`` for a key that is spelt almost like one of ``known``; others may be."""
+    for key in values:
+        near = [] if key in known else difflib.get_close_matches(key, sorted(known), 1, _NEAR)
+        if near:
+            raise ConfigError(f"unknown key {key!r}: did you mean {near[0]!r}?")
 
 
 def _unreadable(path: Path, why: object, advice: str) -> KrakenError:

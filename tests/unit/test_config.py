@@ -1,6 +1,7 @@
 """ModelConfig refuses what cannot work; sizes, costs and derivation add up."""
 
 import dataclasses
+import difflib
 import itertools
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedConfig
 
 from krakenlm.config import (
     SIZES,
@@ -95,14 +97,71 @@ def test_a_config_error_is_a_krakenerror_and_a_valueerror() -> None:
     assert issubclass(ConfigError, ValueError)
 
 
-@pytest.mark.parametrize("make", [ModelConfig.from_dict, lambda values: KrakenConfig(**values)])
-def test_unknown_keys_are_refused_with_a_suggestion(make) -> None:
+def test_unknown_keys_are_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"'hiden_size'.*did you mean 'hidden_size'"):
-        make({"hiden_size": 678})
+        ModelConfig.from_dict({"hiden_size": 678})
     with pytest.raises(ConfigError, match=r"'zzz'.*known are .*num_sublayers"):
-        make({"zzz": 1})
+        ModelConfig.from_dict({"zzz": 1})
     with pytest.raises(ConfigError, match=r"'num_sublayer'"):
         ModelConfig().replace(num_sublayer=2)
+
+
+from_a_file = pytest.mark.parametrize(
+    "make",
+    [
+        ModelConfig.from_config_json,
+        lambda values: KrakenConfig(**values).to_model_config(),
+    ],
+    ids=["ours", "Transformers'"],
+)
+
+
+@from_a_file
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ("hiden_size", "hidden_size"),
+        ("num_sublayer", "num_sublayers"),
+        ("num_sub_layers", "num_sublayers"),
+        ("num_layers", "num_sublayers"),
+        ("rms_norm_eps", "norm_eps"),
+        ("nrom", "norm"),
+        ("bais", "bias"),
+        ("drop_out", "dropout"),
+        ("Wiring", "wiring"),
+        ("max_position_embedding", "max_position_embeddings"),
+    ],
+)
+def test_in_a_file_what_is_almost_a_field_is_refused(make, key, field) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}': did you mean '{field}'\?"):
+        make({"hidden_size": 12, "heads_per_sublayer": 3, key: 1})
+
+
+@from_a_file
+def test_in_a_file_keys_that_transformers_has_or_will_have_are_passed_over(make) -> None:
+    future = {"cache_layout": "paged", "expert_count": 8, "rope_parameters": None, "zzz": [1]}
+    values = {**PreTrainedConfig().to_dict(), **future, "hidden_size": 12, "heads_per_sublayer": 3}
+    assert make(values) == ModelConfig(hidden_size=12, heads_per_sublayer=3)
+
+
+def test_no_key_of_transformers_own_is_almost_a_field() -> None:
+    """With room to spare: the next one is probably not either."""
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    keys = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    keys |= PreTrainedConfig().to_dict().keys()
+    assert len(keys) > 10
+    near = {key: difflib.get_close_matches(key, fields, 1, 0.7) for key in keys - {*fields}}
+    assert {key: found for key, found in near.items() if found} == {}
+
+
+@from_a_file
+def test_in_a_file_numbers_of_heads_have_to_be_those_of_the_fields(make) -> None:
+    values = {"hidden_size": 12, "heads_per_sublayer": 3, "kv_heads_per_sublayer": 1}
+    assert make({**values, "num_attention_heads": 6, "num_key_value_heads": 2}) == make(values)
+    with pytest.raises(ConfigError, match="num_attention_heads=12: the other fields make it 6"):
+        make({**values, "num_attention_heads": 12})
+    with pytest.raises(ConfigError, match="num_key_value_heads=1: the other fields make it 2"):
+        make({**values, "num_key_value_heads": 1})
 
 
 def test_defaults_are_the_published_125m_2way_kraken() -> None:

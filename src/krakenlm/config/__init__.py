@@ -9,8 +9,8 @@ from krakenlm.config.costs import (
 from krakenlm.config.derivation import Rule, derive, relative_difference
 from krakenlm.config.model_config import (
     ARCHITECTURE,
+    DERIVED,
     MODEL_TYPE,
-    TRANSFORMERS_KEYS,
     ModelConfig,
 )
 from krakenlm.config.sizes import SIZES, model_config, size_names
@@ -18,9 +18,9 @@ from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
 
 __all__ = [
     "ARCHITECTURE",
+    "DERIVED",
     "MODEL_TYPE",
     "SIZES",
-    "TRANSFORMERS_KEYS",
     "WIRINGS",
     "ModelConfig",
     "Rule",

@@ -11,22 +11,13 @@ from typing import Any, Literal
 
 from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
 from krakenlm.errors import ConfigError
-from krakenlm.strict import check_types, from_plain
+from krakenlm.strict import check_types, from_plain, refuse_near_misses
 
 MODEL_TYPE = "kraken"
 ARCHITECTURE = "KrakenForCausalLM"
 
-TRANSFORMERS_KEYS = frozenset(
-    (
-        *("architectures", "auto_map", "dtype", "model_type", "torch_dtype"),
-        *("transformers_version", "use_cache"),
-        *("bos_token_id", "eos_token_id", "pad_token_id"),
-        *("id2label", "label2id", "problem_type", "is_encoder_decoder"),
-        *("chunk_size_feed_forward", "output_attentions", "output_hidden_states"),
-        *("per_layer_config", "return_dict"),
-    )
-)
-"""What Transformers writes into ``config.json`` beside the model's own fields."""
+DERIVED = ("num_attention_heads", "num_key_value_heads")
+"""What other programs read of a configuration, and it computes from its fields."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +94,27 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """Build from plain values, such as a recipe's table; unknown keys are refused."""
         return from_plain(cls, values)
+
+    @classmethod
+    def from_config_json(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Build from what stands in a ``config.json``, where Transformers adds keys of its own.
+
+        Which ones is Transformers' affair and changes with its version, so that others than the
+        fields are passed over, but for those that are spelt almost like one of them.
+
+        Raises:
+            ConfigError: also for a number of heads that the fields do not give.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        refuse_near_misses(values, fields)
+        config = cls.from_dict({key: value for key, value in values.items() if key in fields})
+        for name in DERIVED:
+            found = getattr(config, name)
+            if values.get(name, found) != found:
+                raise ConfigError(
+                    f"{name}={values[name]!r}: the other fields make it {found}: leave it out"
+                )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, derived ones filled in."""

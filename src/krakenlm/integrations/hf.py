@@ -4,7 +4,6 @@ The model is ``krakenlm.model.decoder.Decoder`` with all branches in one process
 caches, masks and attention functions. Shape letters: see ``krakenlm.model``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,15 +16,16 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
 
 from krakenlm.errors import ConfigError
 from krakenlm.integrations.hf_compat import (
     CACHE_NAMES,
+    attention_function,
+    can_return_tuple,
     causal_mask,
     given_cache,
     output_with_cache,
+    passed_on,
 )
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model.attention import Attention
@@ -105,9 +105,14 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             use_cache: return a cache; the configuration's ``use_cache`` by default.
             logits_to_keep: only so many last positions go through the head; 0 is all.
             past_key_values: the word for ``cache`` in Transformers before 5.24.
-            kwargs: passed to Transformers' attention and loss functions.
+            kwargs: for Transformers' attention and loss functions.
+
+        Raises:
+            ConfigError: what these models do not return or do, or more tokens than fit.
+            TypeError: a keyword that nobody knows.
+            ValueError: arguments that contradict each other.
         """
-        _refuse_recording(self.config, kwargs)
+        kwargs = passed_on(self, kwargs)
         cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -118,7 +123,7 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if position_ids is None:
             position_ids = _positions(x_BTD, attention_mask, cache)
         mask = causal_mask(self.config, x_BTD, attention_mask, position_ids, cache)
-        core = _TransformersCore(self.config._attn_implementation, mask, cache, kwargs)
+        core = _TransformersCore(self.config, mask, cache, kwargs)
         h_BTD = self.model(x_BTD, position_ids, core, LocalReducer())
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(h_BTD[:, kept, :])
@@ -150,12 +155,10 @@ class _TransformersCore:
     """The attention core that stores in a Transformers cache and calls its attention functions."""
 
     def __init__(
-        self, implementation: str, mask: Any, cache: Cache | None, kwargs: dict[str, Any]
+        self, config: KrakenConfig, mask: Any, cache: Cache | None, kwargs: dict[str, Any]
     ) -> None:
-        self._attend: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            implementation, eager_attention
-        )
-        self._plain = implementation == "sdpa" and mask is None
+        name, self._attend = attention_function(config, eager_attention)
+        self._plain = name == "sdpa" and mask is None
         self._mask = mask
         self._cache = cache
         self._kwargs = kwargs
@@ -221,12 +224,6 @@ def _positions(x_BTD: Tensor, attention_mask: Tensor | None, cache: Cache | None
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
     past = 0 if cache is None else cache.get_seq_length()
     return (torch.arange(tokens, device=x_BTD.device) + past).unsqueeze(0)
-
-
-def _refuse_recording(config: KrakenConfig, kwargs: dict[str, Any]) -> None:
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.pop(name, getattr(config, name)):
-            raise ConfigError(f"{name}=True: these models return logits and caches only")
 
 
 # Seen by whoever imports this module; krakenlm._registration imports it behind the Auto classes.

@@ -1,23 +1,45 @@
-"""What depends on Transformers' version or insides, in one place.
+"""What of the models depends on Transformers' version or insides, in one place.
 
-5.24 calls a cache ``cache`` where the versions before it say ``past_key_values``: what a model is
-given, what it hands to Transformers' masks, and what ``generate`` reads from its output.
+Training has the same in ``krakenlm.integrations.hf_trainer``. 5.24 calls a cache ``cache`` where
+the versions before it say ``past_key_values``: what a model is given, what it hands to
+Transformers' masks, and what ``generate`` reads from its output.
 """
 
 import dataclasses
+import difflib
 import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from krakenlm.errors import ConfigError
+from krakenlm.overrides import names_with_default
+
+__all__ = [
+    "CACHE_NAMES",
+    "attention_function",
+    "cache_of",
+    "can_return_tuple",
+    "causal_mask",
+    "given_cache",
+    "output_with_cache",
+    "passed_on",
+]
 
 # Of an output and of an argument. All versions allowed know one of the two, some both.
 CACHE_NAMES = ("cache", "past_key_values")
 
+AttentionFunction = Callable[..., tuple[Tensor, Any]]
 
-def _own_name(names: Any) -> str:
+
+def _own_name(names: Collection[str]) -> str:
     """The word that this version uses for a cache where these names are known."""
     return next(name for name in CACHE_NAMES if name in names)
 
@@ -66,3 +88,77 @@ def output_with_cache(
 def cache_of(output: CausalLMOutputWithPast) -> Cache | None:
     """The cache that a model returned."""
     return getattr(output, _CACHE_FIELD)
+
+
+def attention_function(
+    config: PreTrainedConfig, eager: AttentionFunction
+) -> tuple[str, AttentionFunction]:
+    """The name of the attention that a configuration asks for, and its function.
+
+    Args:
+        config: of the model.
+        eager: what runs as ``eager``.
+    """
+    name: str = config._attn_implementation
+    return name, ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+
+
+# Keywords of Transformers' that ask these models for something else than they do, each with the
+# values that do not.
+_CHANGES_NOTHING: dict[str, tuple[bool | None, ...]] = {
+    "output_hidden_states": (None, False),
+    "output_attentions": (None, False),
+    "output_router_logits": (None, False),
+    "is_causal": (None, True),
+    "seq_idx": (None,),
+}
+# What Transformers declares that attention and losses may be given. Flex attention's options are
+# read from its ``**kwargs`` and declared nowhere.
+_DECLARED = (
+    frozenset(TransformersKwargs.__annotations__)
+    | frozenset(FlashAttentionKwargs.__annotations__)
+    | {"kernel_options"}
+) - _CHANGES_NOTHING.keys()
+
+
+def passed_on(model: PreTrainedModel, keywords: dict[str, Any]) -> dict[str, Any]:
+    """What of a model's further keywords goes to its attention and its loss function.
+
+    Both take any keyword and ignore what they do not know, so that a misspelt or renamed one would
+    change nothing without a word.
+
+    Raises:
+        ConfigError: what these models do not return or do.
+        TypeError: neither function knows such a keyword.
+    """
+    config = model.config
+    asked = {
+        "output_hidden_states": config.output_hidden_states,
+        "output_attentions": config.output_attentions,
+        **keywords,
+    }
+    for name, harmless in _CHANGES_NOTHING.items():
+        if name in asked and asked[name] not in harmless:
+            raise ConfigError(
+                f"{name}={asked[name]}: these models are causal, and return logits and caches only"
+            )
+    rest = {name: value for name, value in keywords.items() if name not in _CHANGES_NOTHING}
+    if not rest.keys() <= _DECLARED:
+        _refuse_unknown(model, rest)
+    return rest
+
+
+def _refuse_unknown(model: PreTrainedModel, keywords: dict[str, Any]) -> None:
+    """Look closer: losses and attention functions may be a user's own."""
+    known = _DECLARED | names_with_default(model.loss_function)
+    name = model.config._attn_implementation
+    if name != "eager":
+        known |= names_with_default(ALL_ATTENTION_FUNCTIONS[name])
+    for keyword in keywords:
+        if keyword not in known:
+            own = {*inspect.signature(model.forward).parameters, *known}
+            near = difflib.get_close_matches(keyword, sorted(own), 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"{type(model).__name__}.forward() got an unknown keyword {keyword!r}{hint}"
+            )

@@ -5,31 +5,19 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from krakenlm.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig
-from krakenlm.strict import refuse_unknown
+from krakenlm.config import DERIVED, MODEL_TYPE, ModelConfig
 
 _MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
-
-# What Transformers hands over when it makes a configuration, and never writes into a file.
-_PASSING_KEYS = {
-    "_name_or_path",
-    "_commit_hash",
-    "_attn_implementation",
-    "attn_implementation",
-    "experts_implementation",
-    "name_or_path",
-    "num_labels",
-}
 
 
 class KrakenConfig(PreTrainedConfig):  # type: ignore[misc]
     """The fields of ``krakenlm.ModelConfig``, as Transformers keeps configurations.
 
-    All fields, their defaults and what is refused are ``ModelConfig``'s. Keys that neither it nor
-    Transformers knows are refused too.
+    All fields, their defaults and what is refused are ``ModelConfig``'s. Other keys are kept as
+    Transformers keeps them, see ``ModelConfig.from_config_json``.
 
     Raises:
-        ConfigError: an impossible value or combination, or an unknown key.
+        ConfigError: an impossible value or combination, or a key that is almost a field.
     """
 
     model_type = MODEL_TYPE
@@ -41,13 +29,11 @@ class KrakenConfig(PreTrainedConfig):  # type: ignore[misc]
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        refuse_unknown(kwargs, TRANSFORMERS_KEYS.union(_PASSING_KEYS, _MODEL_FIELDS))
-        model = ModelConfig.from_dict(
-            {name: kwargs.pop(name) for name in _MODEL_FIELDS if name in kwargs}
-        )
+        model = ModelConfig.from_config_json(kwargs)
         for name, value in model.to_dict().items():
             setattr(self, name, value)
-        super().__post_init__(**kwargs)
+        own = {*_MODEL_FIELDS, *DERIVED}
+        super().__post_init__(**{key: kwargs[key] for key in kwargs if key not in own})
 
     @classmethod
     def from_model_config(cls, config: ModelConfig, **extra: Any) -> "KrakenConfig":

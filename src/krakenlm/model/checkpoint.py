@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from krakenlm.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig
+from krakenlm.config import MODEL_TYPE, ModelConfig
 from krakenlm.errors import KrakenError, first_line
 from krakenlm.model.shard import Shard
 from krakenlm.strict import read_json
@@ -41,7 +41,8 @@ def read_config(directory: Path) -> ModelConfig:
     """The model configuration of a checkpoint folder.
 
     Raises:
-        KrakenError: no such folder or file, not a krakenlm model, unknown keys, impossible values.
+        KrakenError: no such folder or file, not a krakenlm model, misspelt keys, impossible
+            values.
     """
     values = _read_json(Path(directory) / "config.json")
     if values.get("model_type") != MODEL_TYPE:
@@ -49,9 +50,8 @@ def read_config(directory: Path) -> ModelConfig:
             f"{directory}/config.json: model_type={values.get('model_type')!r} is not "
             f"{MODEL_TYPE!r}: give a model that krakenlm trained or converted"
         )
-    own = {key: value for key, value in values.items() if key not in TRANSFORMERS_KEYS}
     try:
-        return ModelConfig.from_dict(own)
+        return ModelConfig.from_config_json(values)
     except KrakenError as error:
         raise KrakenError(f"{directory}/config.json: {error}") from error
 
