@@ -24,12 +24,10 @@ def replaces(base: type) -> Callable[[_F], _F]:
         name = method.__name__
         theirs = getattr(base, name, None)
         if theirs is None:
-            raise KrakenError(f"{_place(base)} has no method {name}, {_ADVICE}")
+            raise changed(f"{_place(base)} has no method {name}")
         for own, other in zip(_names(method), _names(theirs), strict=False):
             if own != other:
-                raise KrakenError(
-                    f"{_place(base)}.{name} calls {other!r} what was {own!r}, {_ADVICE}"
-                )
+                raise changed(f"{_place(base)}.{name} calls {other!r} what was {own!r}")
         return method
 
     return check
@@ -44,7 +42,18 @@ def require_arguments(function: Callable[..., Any], names: Iterable[str]) -> Non
     known = set(_names(function))
     for name in names:
         if name not in known:
-            raise KrakenError(f"{_place(function)} has no argument {name!r}, {_ADVICE}")
+            raise changed(f"{_place(function)} has no argument {name!r}")
+
+
+def require_attributes(thing: object, *names: str) -> None:
+    """Refuse an object without these attributes, which assigning to them would not notice.
+
+    Raises:
+        KrakenError: with the first such name.
+    """
+    for name in names:
+        if not hasattr(thing, name):
+            raise changed(f"{_place(type(thing))} has no {name}")
 
 
 def names_with_default(function: Callable[..., Any]) -> frozenset[str]:
@@ -56,10 +65,14 @@ def names_with_default(function: Callable[..., Any]) -> frozenset[str]:
     )
 
 
-_ADVICE = (
-    "which this krakenlm counts on: install the versions that it was tested with, "
-    "pip install --upgrade krakenlm"
-)
+def changed(what: str) -> KrakenError:
+    """The refusal of a library that is no longer as this package knows it."""
+    return KrakenError(
+        f"{what}, which this krakenlm was not made for: pip install --upgrade krakenlm brings one "
+        "that was, or the library's version that suits this one"
+    )
+
+
 _GATHERING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 

@@ -36,11 +36,17 @@ SETTINGS = {
 }
 
 
-def together(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """``krakenlm`` on two processes of torchrun."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "krakenlm"]
+COMMAND = ("-m", "krakenlm")
+BETWEEN_CPUS = (str(Path(__file__).with_name("fsdp_between_cpus.py")),)
+
+
+def together(
+    folder: Path, *arguments: object, command: tuple[str, ...] = BETWEEN_CPUS
+) -> subprocess.CompletedProcess[str]:
+    """A command on two processes of torchrun; ``krakenlm``, which may divide between CPUs."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [sys.executable, "-m", *torchrun, *map(str, arguments)],
+        [sys.executable, "-m", *torchrun, *command, *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -91,6 +97,16 @@ def test_two_processes_learn_what_one_learns(tmp_path, tiny_data, parallel, mode
     assert resolved["training"]["parallel"] == parallel
     divided = both.last_checkpoint() / "pytorch_model_fsdp.bin"
     assert divided.exists() == (parallel == "fsdp")
+
+
+def test_fsdp_between_cpus_is_refused_in_one_line(tmp_path, tiny_data):
+    path = write(tmp_path, tiny_data, "both", STANDARD, parallel="fsdp")
+    ended = together(tmp_path, "train", path, command=COMMAND)
+    assert ended.returncode != 0
+    refusals = [line for line in ended.stderr.splitlines() if line.startswith("krakenlm:")]
+    assert len(refusals) == 1
+    assert "divides a model between GPUs" in refusals[0] and "parallel='ddp'" in refusals[0]
+    assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ from types import FrameType
 from typing import Any
 
 from rich.progress import Progress, TaskID
-from transformers import TrainerCallback
 
 from krakenlm.console import progress_bar
+from krakenlm.integrations.hf_trainer import Callback, save_and_stop
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
 from krakenlm.train.run_folder import RunFolder
@@ -19,7 +19,7 @@ from krakenlm.train.run_folder import RunFolder
 _SECONDS_BETWEEN_HISTORIES = 20.0
 
 
-class Marker(TrainerCallback):  # type: ignore[misc]
+class Marker(Callback):
     """Marks each checkpoint once all processes have written theirs, and only then removes old ones.
 
     Args:
@@ -41,7 +41,7 @@ class Marker(TrainerCallback):  # type: ignore[misc]
             self._run.remove_old_checkpoints(self._keep)
 
 
-class Display(TrainerCallback):  # type: ignore[misc]
+class Display(Callback):
     """The progress bar: loss, tokens per second, MFU, time left.
 
     Args:
@@ -72,9 +72,11 @@ class Display(TrainerCallback):  # type: ignore[misc]
         assert self._progress is not None
         self._progress.update(self._task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
         """Show the loss and what the meter says."""
-        loss = (kwargs.get("logs") or {}).get("loss")
+        loss = logs.get("loss")
         if loss is not None and self._progress is not None:
             self._progress.update(self._task, loss=f"{loss:.3f}", speed=str(self._meter))
 
@@ -89,7 +91,7 @@ class Display(TrainerCallback):  # type: ignore[misc]
             self._progress = None
 
 
-class LiveHistory(TrainerCallback):  # type: ignore[misc]
+class LiveHistory(Callback):
     """Writes the history file now and then, so that a run can be looked at while it lasts.
 
     Args:
@@ -107,7 +109,7 @@ class LiveHistory(TrainerCallback):  # type: ignore[misc]
             self._written = time.monotonic()
 
 
-class Termination(TrainerCallback):  # type: ignore[misc]
+class Termination(Callback):
     """On SIGTERM: finish the step, save a checkpoint, stop. A second SIGTERM ends at once.
 
     Args:
@@ -136,7 +138,8 @@ class Termination(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have Trainer save and stop, if any process was asked to."""
         if self._ranks.any(self._asked):
-            control.should_save = control.should_training_stop = self.stopped = True
+            save_and_stop(control)
+            self.stopped = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -48,6 +48,15 @@ def check_machine(settings: Training) -> None:
         raise KrakenError("wandb=true needs Weights & Biases: pip install 'krakenlm[wandb]'")
 
 
+def check_sharding(settings: Training, ranks: int, *, use_cpu: bool) -> None:
+    """Refuse to divide a model between CPUs, which accelerate would pass over without a word."""
+    if settings.parallel == "fsdp" and ranks > 1 and use_cpu:
+        raise KrakenError(
+            "parallel='fsdp' divides a model between GPUs, and this run is on CPUs: use "
+            "parallel='ddp', where each process holds the whole model, or start one process"
+        )
+
+
 def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
     """Refuse a checkpoint that was damaged after it was written."""
     path = checkpoint / "model.safetensors"

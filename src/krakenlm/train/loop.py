@@ -5,26 +5,31 @@ interruption, and divides weights with a sub-layer axis under FSDP.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerState
 
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
+from krakenlm.integrations.hf_trainer import Callback, OpenTrainer, RunningLoss
+from krakenlm.overrides import changed, replaces
 from krakenlm.strict import read_json
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
 from krakenlm.train.run_folder import RunFolder, step_of
-from krakenlm.train.sharding import enable_on_cpu, shard_blocks
+from krakenlm.train.sharding import shard_blocks
 
 _PROGRESS = "progress.json"
 
 
-class LoopTrainer(Trainer):  # type: ignore[misc]
+class LoopTrainer(OpenTrainer):
     """Trainer for one run.
 
     Args:
@@ -34,8 +39,6 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
         arguments: Trainer's own.
     """
 
-    is_fsdp_enabled: bool
-
     def __init__(self, run: RunFolder, ranks: Ranks, meter: Meter, **arguments: Any) -> None:
         self._run = run
         self._ranks = ranks
@@ -43,14 +46,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
         self._first_bad = torch.tensor(-1)
         super().__init__(**arguments)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Also turn FSDP on between CPUs."""
-        super().create_accelerator_and_postprocess()
-        enabled: bool = self.is_fsdp_enabled
-        if self.args.fsdp and not enabled:
-            enable_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
-            self.is_fsdp_enabled = True
-
+    @replaces(Trainer)
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Divide the layers first where FSDP will divide the rest."""
         if self.is_fsdp_enabled and self.optimizer is None:
@@ -58,6 +54,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
+    @replaces(Trainer)
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and embeddings, whatever the number of axes."""
         return [
@@ -66,16 +63,25 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
             if name.endswith(".weight") and "norm" not in name.rsplit(".", 2)[-2]
         ]
 
-    def training_step(self, model: nn.Module, *arguments: Any, **keywords: Any) -> Tensor:
+    @replaces(Trainer)
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Remember the first step whose loss is not finite, without waiting for the device."""
-        loss: Tensor = super().training_step(model, *arguments, **keywords)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         first = self._first_bad.to(loss.device)
         bad = ~torch.isfinite(loss) & (first < 0)
         self._first_bad = torch.where(bad, self.state.global_step + 1, first)
         return loss
 
-    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+    @replaces(Trainer)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Refuse a loss that is not finite; add speed to what is logged."""
+        if not logs.keys() & {"loss", "eval_loss", "train_loss"}:
+            raise changed(f"transformers.Trainer logs {', '.join(logs)} and no loss")
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise self._diverged(name, logs[name])
@@ -83,19 +89,25 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
             self._meter.mark(self.state.global_step)
             summary = self._meter.summary()
             logs |= {key: summary[key] for key in ("tokens_per_second", "mfu") if key in summary}
-        super().log(logs, *arguments, **keywords)
+        super().log(logs, start_time)
 
-    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
+    @replaces(Trainer)
+    def evaluate(
+        self,
+        eval_dataset: Dataset[Any] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """As Trainer does, with the clock stopped."""
         with self._meter.paused():
-            found: dict[str, float] = super().evaluate(*arguments, **keywords)
+            found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             return found
 
     def restore(self, checkpoint: Path) -> None:
         """Take weights and history as they were; ``train`` would take one step more."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         # From here on every process holds the whole model, to evaluate and save it.
-        self.is_fsdp_enabled = False
+        self.stop_sharding()
         self.model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
         self._meter.begin(self.state.global_step, _progress(checkpoint)["seconds"])
 
@@ -103,27 +115,29 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
         """Before ``train`` resumes: have it carry on the loss that was not logged yet."""
         self.add_callback(_CarryOn(self, _progress(checkpoint)))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    @contextmanager
+    def saving_checkpoint(self) -> Iterator[None]:
         """Refuse to save weights that are beyond help; also save what Trainer forgets."""
         with self._meter.paused():
             if self._ranks.any(not self._is_sound()):
                 raise self._diverged("loss" if int(self._first_bad) >= 0 else "a weight", math.nan)
-            running = self._gathered(self._tr_loss)
-            super()._save_checkpoint(model, trial)
+            running = self.running_loss
+            totals = self._gathered(running.total)
+            yield
             if self._ranks.is_main:
                 progress = {
-                    "running_losses": running,
-                    "logged_at": self._globalstep_last_logged,
+                    "running_losses": totals,
+                    "logged_at": running.logged_at,
                     "seconds": self._meter.seconds,
                 }
                 folder = self._run.checkpoints / f"checkpoint-{self.state.global_step}"
                 write_json(folder / _PROGRESS, progress)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def tensors_to_save(self, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Leave out the tied head, of which FSDP makes a copy."""
-        if state_dict and self.model.config.tie_word_embeddings:
-            state_dict = {k: v for k, v in state_dict.items() if k != "lm_head.weight"}
-        super()._save(output_dir, state_dict)
+        if state and self.model.config.tie_word_embeddings:
+            return {name: value for name, value in state.items() if name != "lm_head.weight"}
+        return state
 
     def _gathered(self, value: Tensor) -> list[float]:
         """A scalar of each process."""
@@ -151,7 +165,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]
         )
 
 
-class _CarryOn(TrainerCallback):  # type: ignore[misc]
+class _CarryOn(Callback):
     """Puts back what a checkpoint has of the mean loss since the last log."""
 
     def __init__(self, trainer: LoopTrainer, progress: dict[str, Any]) -> None:
@@ -162,8 +176,9 @@ class _CarryOn(TrainerCallback):  # type: ignore[misc]
         losses = self._progress["running_losses"]
         same = len(losses) == args.world_size  # otherwise each takes the mean
         own = losses[args.process_index] if same else sum(losses) / len(losses)
-        self._trainer._tr_loss = torch.tensor(own, device=args.device)
-        self._trainer._globalstep_last_logged = int(self._progress["logged_at"])
+        self._trainer.running_loss = RunningLoss(
+            torch.tensor(own, device=args.device), int(self._progress["logged_at"])
+        )
 
 
 def seconds_before(checkpoint: Path | None) -> float:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Shard
 
+from krakenlm.integrations import hf_trainer
 from krakenlm.model.attention import Attention
 from krakenlm.model.feed_forward import FeedForward
 
@@ -32,10 +33,8 @@ def divides_evenly(model: nn.Module, ranks: int) -> bool:
 
 def fsdp_settings(model: nn.Module, ranks: int) -> dict[str, Any]:
     """Trainer's ``fsdp_config`` for a model of which ``shard_blocks`` divides the layers."""
-    settings: dict[str, Any] = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
-    if divides_evenly(model, ranks):
-        return {**settings, "auto_wrap_policy": "NO_WRAP"}
-    return {**settings, "transformer_layer_cls_to_wrap": ["Attention", "FeedForward"]}
+    names = () if divides_evenly(model, ranks) else ("Attention", "FeedForward")
+    return hf_trainer.fsdp_settings(names)
 
 
 def shard_blocks(model: nn.Module, accelerator: "Accelerator") -> None:
@@ -49,8 +48,8 @@ def shard_blocks(model: nn.Module, accelerator: "Accelerator") -> None:
         assert axis is not None
         return Shard(axis)
 
-    policy = accelerator.state.fsdp_plugin.mixed_precision_policy or MixedPrecisionPolicy()
-    policy = replace(policy, cast_forward_inputs=False)  # angles of rotary positions stay float32
+    # Angles of rotary positions stay float32.
+    policy = replace(hf_trainer.fsdp_precision(accelerator), cast_forward_inputs=False)
     # Their outputs are views, which is safe here: wirings add out of place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for block in _blocks(model):
@@ -58,19 +57,6 @@ def shard_blocks(model: nn.Module, accelerator: "Accelerator") -> None:
             fully_shard(
                 block, reshard_after_forward=True, shard_placement_fn=placement, mp_policy=policy
             )
-
-
-def enable_on_cpu(accelerator: "Accelerator", plugin_arguments: dict[str, Any]) -> None:
-    """Let accelerate use FSDP between CPUs, which torch does and accelerate passes over."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
-    if accelerator.mixed_precision != "no":
-        plugin.set_mixed_precision(accelerator.mixed_precision)
-    accelerator.state.fsdp_plugin = plugin
-    accelerator.state.distributed_type = DistributedType.FSDP
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

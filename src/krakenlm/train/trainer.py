@@ -26,8 +26,14 @@ from krakenlm.data.manifest import Manifest
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.files import disk_errors, whole_directory, write_json
+from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
-from krakenlm.train.checks import check_checkpoint, check_machine, sequence_length
+from krakenlm.train.checks import (
+    check_checkpoint,
+    check_machine,
+    check_sharding,
+    sequence_length,
+)
 from krakenlm.train.history import History
 from krakenlm.train.loop import LoopTrainer, seconds_before
 from krakenlm.train.meter import Meter, peak_flops_here
@@ -94,6 +100,7 @@ def _claim(run: RunFolder, recipe: Recipe, ranks: int, restart: bool) -> None:
     training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
     sequence_length(recipe, training, validation)
     check_machine(recipe.training)
+    check_sharding(recipe.training, ranks, use_cpu=_use_cpu(recipe.training))
     share(recipe.training.batch_size, recipe.training.gradient_accumulation, ranks)
     run.claim(recipe, training.manifest, restart=restart)
     if not run.finished:
@@ -191,9 +198,7 @@ def _make_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
     )
     model = AutoModelForCausalLM.from_config(config)
     if recipe.training.gradient_checkpointing:
-        # Transformers 5.19 knows the second name only, and 5.23 warns of that one.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)()
+        checkpoint_activations(model)
     return model
 
 
@@ -242,9 +247,8 @@ def _arguments(
         dataloader_pin_memory=not use_cpu,
         disable_tqdm=True,
     )
-    if ranks.count == 1 and arguments.device.type == "cuda":
-        # One process is one GPU: otherwise Trainer splits batches over all it sees, by threads.
-        arguments._n_gpu = 1
+    if ranks.count == 1:
+        use_one_gpu(arguments)
     return arguments
 
 
