@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from krakenlm.config import WIRINGS, WiringName
-from krakenlm.model.wiring import WIRING_FUNCTIONS
+from krakenlm.model.wiring import WIRING_FUNCTIONS, run
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "img"
 LAYERS = 3
@@ -167,9 +167,7 @@ def simulate(
 
     x: Any = _Streams()
     steps: Any = WIRING_FUNCTIONS[wiring](blocks, x, reducer, join)
-    step = next(steps)
-    while isinstance(step, _Pending):
-        step = steps.send(step.wait())
+    run(steps)
     return schedule
 
 

@@ -99,6 +99,17 @@ def test_schedule(wiring):
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
+def test_others_may_compute_before_each_wait_and_nowhere_else(wiring):
+    log = Log()
+    for result in WIRING_FUNCTIONS[wiring](log.blocks(), torch.ones(1, 1, 2, 3), log, log.join):
+        if result is None:
+            log.calls.append("yield")
+    before_waits = [log.calls[i - 1] for i, call in enumerate(log.calls) if "wait" in call]
+    assert before_waits == ["yield"] * log.begun
+    assert log.calls.count("yield") == log.begun
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_number_of_allreduces_is_what_the_traits_say(wiring):
     log = Log()
     run(WIRING_FUNCTIONS[wiring](log.blocks(), torch.ones(1, 1, 2, 3), log, log.join))

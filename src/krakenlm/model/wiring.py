@@ -5,9 +5,10 @@ attention, ``feed`` normalises and applies the feed-forward network; both return
 branch adds, without the residual. Sums over branches go through the Reducer. Nothing else in the
 package asks which architecture it runs.
 
-A wiring is a generator: it hands out each pending sum where it needs it, is sent the sum, and at
-last hands out the result.
-``run`` waits for it on the spot; ``interleave`` lets other parts of the prompt compute meanwhile.
+A wiring is a generator: before it waits for a sum it yields, and at last it yields the result.
+``run`` goes on at once; ``interleave`` lets other parts of the prompt compute meanwhile. The sums
+themselves do not pass through the generator: torch.compile follows ``next``, and ``send`` only from
+PyTorch 2.13 on.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -44,16 +45,16 @@ class Block(Protocol):
 
 
 Join = Callable[[Tensor], Tensor]
-Pass = Generator[Pending | Tensor, Tensor, None]
+Pass = Generator[Tensor | None, None, None]
 Wiring = Callable[[Sequence[Block], Tensor, Reducer, Join], Pass]
 
 
 def run(steps: Pass) -> Tensor:
     """One pass from beginning to end: each sum is awaited where the wiring needs it."""
-    step = next(steps)
-    while not isinstance(step, Tensor):
-        step = steps.send(step.wait())
-    return step
+    result = next(steps)
+    while result is None:
+        result = next(steps)
+    return result
 
 
 def interleave(passes: Sequence[Pass]) -> list[Tensor]:
@@ -65,14 +66,15 @@ def interleave(passes: Sequence[Pass]) -> list[Tensor]:
     later one, so that later chunks find its keys and values.
     """
     results: list[Tensor] = []
-    waiting = [(steps, next(steps)) for steps in passes]
+    waiting = list(passes)
     while waiting:
         still_waiting = []
-        for steps, step in waiting:
-            if isinstance(step, Tensor):
-                results.append(step)  # passes of one wiring end in the order they began
+        for steps in waiting:
+            result = next(steps)
+            if result is None:
+                still_waiting.append(steps)
             else:
-                still_waiting.append((steps, steps.send(step.wait())))
+                results.append(result)  # passes of one wiring end in the order they began
         waiting = still_waiting
     return results
 
@@ -89,24 +91,34 @@ def kraken(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
         streams = reducer.begin(kept_KBTD) if index else None
         a_KBTD = block.attend(y_KBTD)
         h_KBTD = kept_KBTD + a_KBTD
-        z_KBTD = h_KBTD if streams is None else a_KBTD + (yield streams)
+        z_KBTD = h_KBTD
+        if streams is not None:
+            yield None
+            z_KBTD = a_KBTD + streams.wait()
         y_KBTD = h_KBTD + block.feed(z_KBTD)
-    yield (yield reducer.begin(join(y_KBTD)))
+    joined = reducer.begin(join(y_KBTD))
+    yield None
+    yield joined.wait()
 
 
 def standard(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """GPT-2's pre-norm layer under tensor parallelism: two exposed sums a layer."""
     for block in blocks:
-        x_1BTD = block.keep(x_1BTD) + (yield reducer.begin(block.attend(x_1BTD)))
-        x_1BTD = x_1BTD + (yield reducer.begin(block.feed(x_1BTD)))
+        attended = reducer.begin(block.attend(x_1BTD))
+        yield None
+        x_1BTD = block.keep(x_1BTD) + attended.wait()
+        fed = reducer.begin(block.feed(x_1BTD))
+        yield None
+        x_1BTD = x_1BTD + fed.wait()
     yield join(x_1BTD)
 
 
 def parallel(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """Attention and feed-forward side by side (GPT-J, PaLM): one exposed sum a layer."""
     for block in blocks:
-        begun = reducer.begin(block.attend_and_feed(x_1BTD))
-        x_1BTD = block.keep(x_1BTD) + (yield begun)
+        added = reducer.begin(block.attend_and_feed(x_1BTD))
+        yield None
+        x_1BTD = block.keep(x_1BTD) + added.wait()
     yield join(x_1BTD)
 
 
@@ -119,12 +131,15 @@ def ladder(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
     for block in blocks:
         attended = reducer.begin(block.attend(x_1BTD))
         if fed is not None:
-            x_1BTD = x_1BTD + (yield fed)
+            yield None
+            x_1BTD = x_1BTD + fed.wait()
         x_1BTD = block.keep(x_1BTD)
         fed = reducer.begin(block.feed(x_1BTD))
-        x_1BTD = x_1BTD + (yield attended)
+        yield None
+        x_1BTD = x_1BTD + attended.wait()
     assert fed is not None, "a model has a layer"
-    yield join(x_1BTD + (yield fed))
+    yield None
+    yield join(x_1BTD + fed.wait())
 
 
 WIRING_FUNCTIONS: dict[WiringName, Wiring] = {
