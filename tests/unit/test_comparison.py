@@ -173,3 +173,14 @@ def test_compare_prints_writes_and_draws(cli, tmp_path):
     assert [run["run"] for run in found["runs"]] == ["kraken", "twin"]
     assert found["runs"][1]["perplexity_ratio"] == pytest.approx(math.exp(-0.1))
     assert found["validation"][0] == {"tokens": 10 * TOKENS_PER_STEP, "losses": [5.0, 5.1]}
+
+
+def test_compare_says_which_runs_were_extended(cli, tmp_path):
+    made_up(tmp_path / "plain", {10: 5.0, 30: 4.0})
+    made_up(tmp_path / "longer", {10: 4.9, 30: 3.9}, schedule_steps=20)
+    outcome = cli("compare", "plain", "longer", "--output-json", "found.json")
+    assert outcome.code == 0
+    assert "longer was extended from 20 to 30 steps" in outcome.out
+    assert "plain was extended" not in outcome.out
+    runs = json.loads((tmp_path / "found.json").read_text())["runs"]
+    assert [run["scheduled_steps"] for run in runs] == [30, 20]

@@ -1,5 +1,6 @@
 """Training by recipe: it learns, it leaves whole files, it goes on where it stopped."""
 
+import dataclasses
 import json
 import math
 import os
@@ -317,12 +318,132 @@ def test_an_old_checkpoint_loses_its_mark_before_it_is_removed(recipe, monkeypat
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(recipe):
     run = train(recipe(steps=2))
     before = tiny.snapshot(run.path)
-    with pytest.raises(KrakenError, match=r"training\.steps 2 is now 3"):
-        train(recipe(steps=3))
+    with pytest.raises(KrakenError, match=r"training\.steps 2 is now 1"):
+        train(recipe(steps=1), extend=True)
     with pytest.raises(KrakenError, match=r"model\.wiring 'kraken' is now 'standard'") as caught:
         train(recipe(STANDARD, steps=2))
     assert "--restart" in str(caught.value) and "\n" not in str(caught.value)
     assert tiny.snapshot(run.path) == before
+
+
+def test_a_run_goes_on_wherever_it_and_its_data_were_moved(
+    recipe, tiny_data, tmp_path, monkeypatch
+):
+    undisturbed = train(recipe(output="undisturbed", save_every=2))
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, 5, interrupt)
+        train(recipe(data=data, save_every=2))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").rename(tmp_path / "elsewhere" / "renamed")
+    data.rename(tmp_path / "elsewhere" / "data")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    moved = dataclasses.replace(recipe(save_every=2), data=Path("data"), output=Path("renamed"))
+    run = train(moved)
+    assert history(run) == history(undisturbed)
+    assert all(torch.equal(weights(undisturbed)[name], t) for name, t in weights(run).items())
+    assert json.loads((run.path / "recipe.json").read_text())["output"] == "renamed"
+    assert train(moved).finished
+
+
+def test_what_is_kept_and_told_of_a_run_may_change(recipe, monkeypatch):
+    undisturbed = train(recipe(output="undisturbed", save_every=2))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, 5, interrupt)
+        train(recipe(save_every=2))
+    run = train(recipe(save_every=3, keep_checkpoints=1))
+    assert history(run) == history(undisturbed)
+
+
+def test_a_run_of_an_earlier_version_goes_on(recipe):
+    """Its recipe lacks the settings that came later."""
+    run = train(recipe(steps=2))
+    file = run.path / "recipe.json"
+    resolved = json.loads(file.read_text())
+    del resolved["training"]["schedule_steps"], resolved["model"]["sum_scale"]
+    file.write_text(json.dumps(resolved))
+    assert train(recipe(steps=2)).finished
+
+
+EXTENDED = {"eval_every": 3, "save_every": 2, "warmup_steps": 2}
+
+
+def rates(run: RunFolder) -> list[float]:
+    """Learning rates of all steps that were logged."""
+    state = json.loads((run.last_checkpoint() / "trainer_state.json").read_text())
+    return [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+
+
+def test_a_finished_run_is_extended_at_the_rate_it_ended_with(recipe):
+    short = train(recipe(steps=8, **EXTENDED))
+    before, rates_before, old_weights = history(short), rates(short), weights(short)
+    run = train(recipe(steps=12, **EXTENDED), extend=True)
+    after = history(run)
+    assert len(after["training"]) == 12
+    assert after["training"][:8] == before["training"]
+    steps = [entry["step"] for entry in after["validation"]]
+    assert steps == [3, 6, 8, 9, 12]
+    assert after["validation"][:3] == before["validation"]
+    assert rates(run)[:8] == rates_before
+    assert rates(run)[7] > 1e-3
+    assert rates(run)[8:] == pytest.approx([1e-3] * 4)
+    kept = load_file(run.path / "model-at-8" / "model.safetensors")
+    assert all(torch.equal(old_weights[name], tensor) for name, tensor in kept.items())
+    assert not torch.equal(
+        weights(run)["model.embed_tokens.weight"], kept["model.embed_tokens.weight"]
+    )
+    # The same command again, with and without the word, finds it done.
+    assert history(train(recipe(steps=12, **EXTENDED), extend=True)) == after
+    assert history(train(recipe(steps=12, **EXTENDED))) == after
+
+
+@pytest.mark.parametrize("interrupted_at", [5, 11])
+def test_it_does_not_matter_when_a_run_is_extended_or_interrupted(
+    recipe, monkeypatch, interrupted_at
+):
+    train(recipe(output="whole", steps=8, **EXTENDED))
+    whole = train(recipe(output="whole", steps=14, **EXTENDED), extend=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, interrupted_at, interrupt)
+        train(recipe(steps=8, **EXTENDED))
+        train(recipe(steps=14, **EXTENDED), extend=True)
+    run = train(recipe(steps=14, **EXTENDED), extend=interrupted_at < 8)
+    assert history(run)["training"] == history(whole)["training"]
+    assert all(torch.equal(weights(whole)[name], t) for name, t in weights(run).items())
+
+
+def test_more_steps_without_the_word_are_refused_and_the_word_is_named(recipe):
+    run = train(recipe(steps=2))
+    before = tiny.snapshot(run.path)
+    with pytest.raises(
+        KrakenError, match=r"run of 2 steps, and the recipe has 3: --extend .*0\.001"
+    ):
+        train(recipe(steps=3))
+    with pytest.raises(KrakenError, match=r"learning_rate 0\.01 is now 0\.1"):
+        train(recipe(steps=3, learning_rate=0.1), extend=True)
+    with pytest.raises(KrakenError, match=r"it kept no checkpoint \(save_every = 0\)"):
+        train(recipe(steps=3), extend=True)
+    assert tiny.snapshot(run.path) == before
+    train(recipe(output="to-nought", steps=2, save_every=1, min_learning_rate_ratio=0.0))
+    with pytest.raises(KrakenError, match="learning rate ended at 0"):
+        train(
+            recipe(output="to-nought", steps=3, save_every=1, min_learning_rate_ratio=0.0),
+            extend=True,
+        )
+
+
+def test_restart_of_an_extended_run_leaves_nothing_of_it(recipe):
+    train(recipe(steps=2, save_every=1))
+    run = train(recipe(steps=3, save_every=1), extend=True)
+    assert (run.path / "model-at-2").is_dir()
+    again = train(recipe(steps=2), restart=True)
+    assert not (again.path / "model-at-2").exists()
+
+
+def test_a_recipe_may_end_its_schedule_early(recipe):
+    run = train(recipe(steps=6, schedule_steps=4, save_every=1))
+    assert rates(run)[3] > 1e-3
+    assert rates(run)[4:] == pytest.approx([1e-3] * 2)
 
 
 def test_other_tokens_in_the_same_place_are_refused(recipe, tiny_data, tmp_path):

@@ -65,3 +65,9 @@ def _show(comparison: "Comparison") -> None:
             f"{final.perplexity_ratio:.4f}",
         )
     results.print(finals)
+    for run in comparison.extended:
+        results.print(
+            f"{run.name} was extended from {run.scheduled_steps:,} to {run.steps:,} steps, the "
+            "added ones at the learning rate that it ended with",
+            markup=False,
+        )

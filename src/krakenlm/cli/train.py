@@ -20,6 +20,14 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard what the run's folder holds and begin anew.")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="Let the recipe have more steps than the run in its folder had. They keep the "
+            "learning rate that its schedule ended at.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model by a recipe; an interrupted run goes on from its last checkpoint."""
     from krakenlm.console import results
@@ -29,6 +37,6 @@ def train(
     from krakenlm.train.trainer import train as run_training
 
     resolved = read_recipe(recipe, lambda data: Manifest.load(data).vocab_size, overrides or ())
-    run = run_training(resolved, restart=restart)
+    run = run_training(resolved, restart=restart, extend=extend)
     if is_main_process():
         results.print(f"{run.model}", markup=False)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from krakenlm.config import ModelConfig, count_parameters
 from krakenlm.errors import KrakenError
 from krakenlm.train.history import History, Loss
-from krakenlm.train.run_folder import RunFolder, resolved_recipe
+from krakenlm.train.run_folder import RunFolder, resolved_recipe, schedule_of
 
 State = Literal["finished", "running", "interrupted"]
 # Deeper folders are a run's own, or somebody else's.
@@ -26,6 +26,8 @@ class Run:
         name: the folder, as far as it tells this run from the others.
         state: ``interrupted`` is one that neither has its model nor a process that trains it.
         steps: of its recipe.
+        scheduled_steps: until its learning rate stayed where it was; fewer than ``steps`` where
+            the run was extended.
         history: so far.
         data: what its losses were measured on; losses of other data are no match for them.
     """
@@ -33,6 +35,7 @@ class Run:
     name: str
     state: State
     steps: int
+    scheduled_steps: int
     history: History
     data: dict[str, Any]
 
@@ -73,6 +76,11 @@ class Comparison:
     finals: tuple[Final, ...]
 
     @property
+    def extended(self) -> Sequence[Run]:
+        """Runs with steps after their learning rate's schedule."""
+        return [run for run in self.runs if run.scheduled_steps < run.steps]
+
+    @property
     def curves(self) -> Sequence[tuple[int, tuple[float, ...]]]:
         """Points to print, evenly chosen, the last among them."""
         step = math.ceil(len(self.points) / _LINES_SHOWN)
@@ -87,7 +95,12 @@ class Comparison:
                 {"tokens": tokens, "losses": list(losses)} for tokens, losses in self.points
             ],
             "runs": [
-                {**asdict(final), "state": run.state, "history": run.history.to_dict()}
+                {
+                    **asdict(final),
+                    "state": run.state,
+                    "scheduled_steps": run.scheduled_steps,
+                    "history": run.history.to_dict(),
+                }
                 for run, final in zip(self.runs, self.finals, strict=True)
             ],
         }
@@ -112,11 +125,18 @@ def load_run(folder: Path, name: str = "") -> Run:
             "validation sequences": settings["eval_batches"] * settings["batch_size"],
         }
         tokens = settings["batch_size"] * settings["gradient_accumulation"] * length
-        steps = int(settings["steps"])
+        schedule = schedule_of(recipe)
     except (KeyError, TypeError) as error:
         raise KrakenError(f"{run.recipe_file} is damaged ({error}): train again") from error
     history = History.load(run.history) or _nothing_yet(tokens, recipe["model"])
-    return Run(name=name or str(folder), state=_state(run), steps=steps, history=history, data=data)
+    return Run(
+        name=name or str(folder),
+        state=_state(run),
+        steps=schedule.steps,
+        scheduled_steps=schedule.scheduled,
+        history=history,
+        data=data,
+    )
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:

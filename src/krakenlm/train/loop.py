@@ -5,14 +5,16 @@ interruption, and divides weights with a sub-layer axis under FSDP.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerState
 
@@ -21,6 +23,7 @@ from krakenlm.files import write_json
 from krakenlm.integrations.hf_trainer import Callback, OpenTrainer, RunningLoss
 from krakenlm.overrides import changed, replaces
 from krakenlm.strict import read_json
+from krakenlm.train.history import History, Loss
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
 from krakenlm.train.run_folder import RunFolder, step_of
@@ -36,13 +39,17 @@ class LoopTrainer(OpenTrainer):
         run: its folder.
         ranks: the processes that train.
         meter: told when steps are done.
+        schedule_steps: steps that the learning rate's schedule runs over.
         arguments: Trainer's own.
     """
 
-    def __init__(self, run: RunFolder, ranks: Ranks, meter: Meter, **arguments: Any) -> None:
+    def __init__(
+        self, run: RunFolder, ranks: Ranks, meter: Meter, schedule_steps: int, **arguments: Any
+    ) -> None:
         self._run = run
         self._ranks = ranks
         self._meter = meter
+        self._schedule_steps = schedule_steps
         self._first_bad = torch.tensor(-1)
         super().__init__(**arguments)
 
@@ -53,6 +60,22 @@ class LoopTrainer(OpenTrainer):
             shard_blocks(self.model if model is None else model, self.accelerator)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
+
+    @replaces(Trainer)
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """End the schedule before the last step where the run is longer, and stay there."""
+        end = min(self._schedule_steps, num_training_steps)
+        scheduler: LRScheduler = super().create_scheduler(end, optimizer)
+        if end < num_training_steps:
+            assert isinstance(scheduler, LambdaLR), (
+                "transformers' schedules are functions of a step"
+            )
+            scheduler.lr_lambdas = [
+                partial(_until, end, factor_at) for factor_at in scheduler.lr_lambdas
+            ]
+        return scheduler
 
     @replaces(Trainer)
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -111,9 +134,15 @@ class LoopTrainer(OpenTrainer):
         self.model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
         self._meter.begin(self.state.global_step, _progress(checkpoint)["seconds"])
 
-    def go_on_from(self, checkpoint: Path) -> None:
-        """Before ``train`` resumes: have it carry on the loss that was not logged yet."""
-        self.add_callback(_CarryOn(self, _progress(checkpoint)))
+    def go_on_from(self, checkpoint: Path, history: History | None) -> None:
+        """Before ``train`` resumes: have it carry on the loss that was not logged yet.
+
+        Args:
+            checkpoint: that it resumes from.
+            history: of the run, which has the loss that a finished run was measured at last.
+        """
+        validation = () if history is None else history.validation
+        self.add_callback(_CarryOn(self, _progress(checkpoint), validation))
 
     @contextmanager
     def saving_checkpoint(self) -> Iterator[None]:
@@ -166,11 +195,14 @@ class LoopTrainer(OpenTrainer):
 
 
 class _CarryOn(Callback):
-    """Puts back what a checkpoint has of the mean loss since the last log."""
+    """Puts back what a checkpoint has of the mean loss since the last log, and what it lacks."""
 
-    def __init__(self, trainer: LoopTrainer, progress: dict[str, Any]) -> None:
+    def __init__(
+        self, trainer: LoopTrainer, progress: dict[str, Any], validation: Sequence[Loss]
+    ) -> None:
         self._trainer = trainer
         self._progress = progress
+        self._validation = validation
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         losses = self._progress["running_losses"]
@@ -179,6 +211,17 @@ class _CarryOn(Callback):
         self._trainer.running_loss = RunningLoss(
             torch.tensor(own, device=args.device), int(self._progress["logged_at"])
         )
+        known = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+        state.log_history += [
+            {"step": entry.step, "eval_loss": entry.loss}
+            for entry in self._validation
+            if entry.step <= state.global_step and entry.step not in known
+        ]
+
+
+def _until(end: int, factor_at: Callable[[int], float], step: int) -> float:
+    """A schedule's factor, which stays what it is at its end."""
+    return factor_at(min(step, end))
 
 
 def seconds_before(checkpoint: Path | None) -> float:

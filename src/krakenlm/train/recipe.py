@@ -40,6 +40,8 @@ class Training:
         sequence_length: tokens of a sequence; 0 is the model's context.
         learning_rate: at the top of the schedule.
         min_learning_rate_ratio: what the cosine falls to, as a share of ``learning_rate``.
+        schedule_steps: steps that the schedule runs over; 0 is all. After them the learning rate
+            stays where it ended. ``krakenlm train --extend`` sets it.
         warmup_steps: linear from 0.
         weight_decay: on matrices and embeddings, never on norms and biases.
         beta1: AdamW's.
@@ -67,6 +69,7 @@ class Training:
     sequence_length: int = 0
     learning_rate: float
     min_learning_rate_ratio: float = 0.1
+    schedule_steps: int = 0
     warmup_steps: int = 0
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -91,18 +94,39 @@ class Training:
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "eval_batches"):
             _need(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _need("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "1 or more")
-        for name in ("sequence_length", "warmup_steps", "eval_every", "save_every", "seed"):
+        counts = (
+            *("sequence_length", "schedule_steps", "warmup_steps", "eval_every", "save_every"),
+            "seed",
+        )
+        for name in counts:
             _need(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _need("learning_rate", self.learning_rate, 0 < self.learning_rate < 10, "above 0, below 10")
         _need("sequence_length", self.sequence_length, self.sequence_length != 1, "2 or more, or 0")
         _need("seed", self.seed, self.seed < 1 << 32, "less than 2**32")
         ratio = self.min_learning_rate_ratio
         _need("min_learning_rate_ratio", ratio, 0 <= ratio <= 1, "0 to 1")
-        _need("warmup_steps", self.warmup_steps, self.warmup_steps <= self.steps, "at most steps")
+        _need(
+            "schedule_steps",
+            self.schedule_steps,
+            self.schedule_steps <= self.steps,
+            "at most steps",
+        )
+        within = "at most schedule_steps" if self.schedule_steps else "at most steps"
+        _need("warmup_steps", self.warmup_steps, self.warmup_steps <= self.scheduled_steps, within)
         _need("weight_decay", self.weight_decay, 0 <= self.weight_decay < 10, "0 to 10")
         _need("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "more than 0")
         for name in ("beta1", "beta2"):
             _need(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 or more, below 1")
+
+    @property
+    def scheduled_steps(self) -> int:
+        """Steps until the learning rate stays where it is."""
+        return self.schedule_steps or self.steps
+
+    @property
+    def last_learning_rate(self) -> float:
+        """What the schedule ends at."""
+        return self.learning_rate * self.min_learning_rate_ratio
 
     @property
     def sequences_per_step(self) -> int:

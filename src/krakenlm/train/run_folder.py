@@ -6,6 +6,9 @@
     RUN/checkpoints/       Trainer's checkpoints; only those marked complete are used
     RUN/history.json       losses over steps, and speed; written now and then while training lasts
     RUN/model/             the trained model with its tokenizer, once training is over
+    RUN/model-at-STEP/     what model/ was before the run was extended after that step
+
+A run may be moved, and so may its data: paths are written down and not compared.
 """
 
 import dataclasses
@@ -16,13 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from krakenlm.config import ModelConfig
 from krakenlm.data.manifest import Manifest
 from krakenlm.errors import KrakenError
 from krakenlm.files import hold, is_held, write_json
-from krakenlm.train.recipe import Recipe
+from krakenlm.train.recipe import Recipe, Training
 
 _COMPLETE = "complete"
 _DATA = "data_sha256"
+# Where a run and its tokens lie, and what is kept and told of it: another run learns the same.
+_PLACES = {"data", "output"}
+_KEPT_AND_TOLD = {"keep_checkpoints", "save_every", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)
@@ -69,18 +76,24 @@ class RunFolder:
         """
         return hold(self.path, self._busy)
 
-    def claim(self, recipe: Recipe, manifest: Manifest, *, restart: bool) -> None:
+    def claim(
+        self, recipe: Recipe, manifest: Manifest, *, restart: bool = False, extend: bool = False
+    ) -> Recipe:
         """Take the folder for this recipe and these tokens, or refuse one that others made.
 
         Args:
             recipe: what is to be trained.
             manifest: of its data; other tokens under the same name make another run.
             restart: discard the run that is there.
+            extend: the recipe may have more steps than the run that is there.
+
+        Returns:
+            The recipe to follow: of a run that was extended, with the schedule that it had.
 
         Raises:
             KrakenError: the folder belongs to another recipe, is in use, or holds something else.
         """
-        resolved = json.loads(json.dumps({**recipe.to_dict(), _DATA: _identity(manifest)}))
+        data = {_DATA: _identity(manifest)}
         file = self.recipe_file
         found = resolved_recipe(file)
         if found is not None and self.is_running:
@@ -90,15 +103,45 @@ class RunFolder:
                 raise KrakenError(
                     f"{self.path} is not empty and holds no run: choose another output"
                 )
-            write_json(file, resolved)
         elif restart:
             self._discard()
-            write_json(file, resolved)
-        elif different := _differences(found, resolved):
+        else:
+            before = schedule_of(found)
+            recipe = _with_schedule_of(before, recipe)
+            wanted = _plain({**recipe.to_dict(), **data})
+            wanted["training"]["steps"] = min(before.steps, recipe.training.steps)
+            if different := _differences(_what_it_learns(found), _what_it_learns(wanted)):
+                raise KrakenError(
+                    f"{self.path} holds a run of another recipe ({different}): choose another "
+                    "output, or --restart to discard that run"
+                )
+            if recipe.training.steps > before.steps:
+                self._extend(before.steps, recipe, extend)
+        write_json(file, _plain({**recipe.to_dict(), **data}))
+        return recipe
+
+    def _extend(self, steps: int, recipe: Recipe, extend: bool) -> None:
+        """Make room for more steps, or say why there can be none."""
+        settings = recipe.training
+        if not extend:
             raise KrakenError(
-                f"{self.path} holds a run of another recipe ({different}): choose another "
+                f"{self.path} holds a run of {steps} steps, and the recipe has {settings.steps}: "
+                f"--extend goes on to step {settings.steps} at the learning rate "
+                f"{settings.last_learning_rate:g}, which its schedule ends at; or choose another "
                 "output, or --restart to discard that run"
             )
+        if not settings.last_learning_rate:
+            raise KrakenError(
+                f"{self.path} cannot be extended: its learning rate ended at 0 "
+                "(min_learning_rate_ratio = 0), where nothing is learned: choose another output"
+            )
+        if self.finished:
+            if self.last_checkpoint() is None:
+                raise KrakenError(
+                    f"{self.path} cannot be extended: it kept no checkpoint (save_every = 0): "
+                    "choose another output"
+                )
+            self.model.replace(self.path / f"model-at-{steps}")
 
     def mark_complete(self, step: int) -> None:
         """Say that the checkpoint of this step is whole."""
@@ -123,7 +166,7 @@ class RunFolder:
 
     def _discard(self) -> None:
         """Remove what runs put here, and nothing else."""
-        for path in (self.checkpoints, self.model):
+        for path in (self.checkpoints, self.model, *self.path.glob("model-at-*")):
             shutil.rmtree(path, ignore_errors=True)
         self.history.unlink(missing_ok=True)
         self.recipe_file.unlink()
@@ -144,6 +187,57 @@ def resolved_recipe(path: Path) -> dict[str, Any] | None:
         return None
     keys = {field.name for field in dataclasses.fields(Recipe)} | {_DATA}
     return values if isinstance(values, dict) and values.keys() == keys else None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run learns.
+
+    Attributes:
+        steps: of the recipe.
+        scheduled: steps that the learning rate's schedule runs over; fewer where the run was
+            extended.
+    """
+
+    steps: int
+    scheduled: int
+
+
+def schedule_of(resolved: dict[str, Any]) -> Schedule:
+    """Of a resolved recipe, as plain values."""
+    settings = resolved["training"]
+    return Schedule(settings["steps"], settings.get("schedule_steps", 0) or settings["steps"])
+
+
+def _with_schedule_of(before: Schedule, recipe: Recipe) -> Recipe:
+    """The recipe with the schedule of a run that had fewer steps, or was given more before."""
+    settings = recipe.training
+    longer = settings.steps > before.scheduled and settings.steps >= before.steps
+    if settings.schedule_steps or not longer:
+        return recipe
+    extended = dataclasses.replace(settings, schedule_steps=before.scheduled)
+    return dataclasses.replace(recipe, training=extended)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _what_it_learns(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What makes two recipes one run: not where it lies, nor what is kept and told of it.
+
+    Keys that an earlier version did not write have their defaults.
+    """
+    values = {key: value for key, value in resolved.items() if key not in _PLACES}
+    settings = {field.name: field.default for field in dataclasses.fields(Training)}
+    settings |= values["training"]
+    if settings["schedule_steps"] == settings["steps"]:
+        settings["schedule_steps"] = 0
+    values["training"] = {k: v for k, v in settings.items() if k not in _KEPT_AND_TOLD}
+    values["model"] = {**ModelConfig().to_dict(), **values["model"]}
+    return values
 
 
 def _identity(manifest: Manifest) -> dict[str, str]:

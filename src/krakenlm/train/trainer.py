@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
-from krakenlm.config import MODEL_TYPE, ModelConfig, count_parameters, training_flops_per_token
+from krakenlm.config import MODEL_TYPE, count_parameters, training_flops_per_token
 from krakenlm.console import notes
 from krakenlm.data.manifest import Manifest
 from krakenlm.data.tokenizer import load_tokenizer
@@ -68,8 +68,11 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids_T, "labels": ids_T}
 
 
-def train(recipe: Recipe, *, restart: bool = False) -> RunFolder:
+def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> RunFolder:
     """Train a model, or go on where an interrupted run stopped; a finished run is left alone.
+
+    With ``extend`` the recipe may have more steps than the run had. The steps it had keep their
+    learning rates, and those that are added have the one that the schedule ended at.
 
     Under torchrun or ``accelerate launch`` all processes train together. On SIGTERM the step is
     finished, a checkpoint saved, and the process ends with code 143.
@@ -80,13 +83,13 @@ def train(recipe: Recipe, *, restart: bool = False) -> RunFolder:
     """
     run = RunFolder(recipe.output)
     with joined(_use_cpu(recipe.training)) as ranks:
-        ranks.first(partial(_claim, run, recipe, ranks.count, restart))
+        recipe = ranks.first(partial(_claim, run, recipe, ranks.count, restart, extend))
         if run.finished:
             if ranks.is_main:
                 notes.print(f"{run.path}: trained already, nothing to do")
             return run
         if ranks.is_main:
-            _introduce(recipe.model)
+            _introduce(recipe)
         transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
         transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
         held = run.held() if ranks.is_main else nullcontext()
@@ -95,16 +98,17 @@ def train(recipe: Recipe, *, restart: bool = False) -> RunFolder:
     return run
 
 
-def _claim(run: RunFolder, recipe: Recipe, ranks: int, restart: bool) -> None:
-    """Check everything that can be checked, then take the folder."""
+def _claim(run: RunFolder, recipe: Recipe, ranks: int, restart: bool, extend: bool) -> Recipe:
+    """Check everything that can be checked, then take the folder; the recipe to follow."""
     training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
     sequence_length(recipe, training, validation)
     check_machine(recipe.training)
     check_sharding(recipe.training, ranks, use_cpu=_use_cpu(recipe.training))
     share(recipe.training.batch_size, recipe.training.gradient_accumulation, ranks)
-    run.claim(recipe, training.manifest, restart=restart)
+    recipe = run.claim(recipe, training.manifest, restart=restart, extend=extend)
     if not run.finished:
         run.remove_partial_checkpoints()
+    return recipe
 
 
 def _train(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
@@ -148,7 +152,7 @@ def _learn(
         if step_of(checkpoint) >= recipe.training.steps:
             trainer.restore(checkpoint)
             return
-        trainer.go_on_from(checkpoint)
+        trainer.go_on_from(checkpoint, History.load(run.history))
     done = 0 if checkpoint is None else step_of(checkpoint)
     with termination.watching():
         meter.begin(done, seconds_before(checkpoint))
@@ -156,7 +160,7 @@ def _learn(
     if termination.stopped:
         if ranks.is_main:
             step = trainer.state.global_step
-            notes.print(f"stopped behind step {step}, saved: the same command goes on from there")
+            notes.print(f"stopped after step {step}, saved: the same command goes on from there")
         sys.exit(143)
 
 
@@ -175,6 +179,7 @@ def _make_trainer(
         run,
         ranks,
         meter,
+        schedule_steps=settings.scheduled_steps,
         model=model,
         args=_arguments(settings, run.checkpoints, ranks, model),
         train_dataset=Windows(training.tokens, length),
@@ -288,12 +293,18 @@ def _tidy(run: RunFolder, ranks: Ranks, display: Display) -> Iterator[None]:
             run.remove_partial_checkpoints()
 
 
-def _introduce(model: ModelConfig) -> None:
+def _introduce(recipe: Recipe) -> None:
+    model, settings = recipe.model, recipe.training
     notes.print(
         f"{model.wiring} model: {count_parameters(model):,} parameters, "
         f"{model.num_hidden_layers} layers, hidden_size {model.hidden_size}, "
         f"{model.num_sublayers} sub-layers"
     )
+    if settings.scheduled_steps < settings.steps:
+        notes.print(
+            f"after step {settings.scheduled_steps} of {settings.steps} the learning rate stays at "
+            f"{settings.last_learning_rate:g}"
+        )
 
 
 def _evaluated_at(trainer: LoopTrainer, step: int) -> bool:
