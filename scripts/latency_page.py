@@ -12,6 +12,7 @@ from typing import Any
 import markers
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies
 from krakenlm.bench.results import LatencyReport, ModelLatency
+from krakenlm.spread import Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "latency.md"
@@ -39,10 +40,7 @@ def cell(numbers: Sequence[float], unit: str = "", digits: int = 1) -> str:
     """The median and, of several numbers, the range."""
     if not numbers:
         return ""
-    middle = f"{statistics.median(numbers):.{digits}f}{unit}"
-    if len(numbers) == 1:
-        return middle
-    return f"{middle} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
+    return Spread.of(numbers).text(digits, unit)
 
 
 def latency_table(scenario: str) -> str:

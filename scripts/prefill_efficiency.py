@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from krakenlm.bench.results import Quantiles
 from krakenlm.config import ModelConfig, model_config
 from krakenlm.environment import Environment
 from krakenlm.model.decoder import Decoder
@@ -28,6 +27,7 @@ from krakenlm.parallel.connect import without_communication
 from krakenlm.parallel.cores import keep_freed_memory
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank
+from krakenlm.spread import Quantiles
 
 TOKENS = 512
 ROUNDS = 25

@@ -25,9 +25,9 @@ from krakenlm.serving.benchmark_report import (
     HEADINGS,
     Served,
     ServingReport,
-    Spread,
     rows,
 )
+from krakenlm.spread import Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "serving.md"

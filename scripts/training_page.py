@@ -6,9 +6,9 @@ python scripts/training_page.py
 
 import json
 from pathlib import Path
-from typing import Any
 
 import markers
+from krakenlm.spread import Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "training.md"
@@ -34,18 +34,18 @@ def speed_table() -> str:
     ]
     headings = ("model", "forward and backward, ms", "tokens/s", "kept for backward, MiB")
     setup, environment = found["setup"], found["environment"]
+    over_loop, over_standard = (
+        Spread(**found[key]).text(2, "x")
+        for key in ("speedup_over_loop", "tokens_per_second_over_standard")
+    )
     below = (
-        f"\nOver the loop {_ratio(found['speedup_over_loop'])}; tokens per second over the "
-        f"standard model's {_ratio(found['tokens_per_second_over_standard'])}; bytes kept over the "
+        f"\nOver the loop {over_loop}; tokens per second over the "
+        f"standard model's {over_standard}; bytes kept over the "
         f"loop's {found['bytes_kept_over_loop']:.2f}x. Batches of {setup['batch_size']} x "
         f"{setup['tokens']} tokens, {setup['dtype']}, {setup['rounds']} rounds, "
         f"{environment['machine']}, {environment['cores']} cores.\n"
     )
     return markers.markdown(headings, rows, numbers=True) + below
-
-
-def _ratio(values: dict[str, Any]) -> str:
-    return f"{values['median']:.2f}x ({values['least']:.2f}–{values['most']:.2f})"
 
 
 TABLES = {"speed": speed_table}

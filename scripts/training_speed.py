@@ -28,6 +28,7 @@ from krakenlm.environment import Environment, cores_here  # noqa: E402
 from krakenlm.files import write_json  # noqa: E402
 from krakenlm.integrations.hf import KrakenForCausalLM  # noqa: E402
 from krakenlm.integrations.hf_config import KrakenConfig  # noqa: E402
+from krakenlm.spread import Spread  # noqa: E402
 from sublayer_loop import SubLayerLoop, kept_bytes  # noqa: E402
 
 
@@ -110,8 +111,7 @@ def _summary(
     """Medians, and ratios taken within each round."""
 
     def ratio(slow: str, quick: str) -> dict[str, float]:
-        found = sorted(a / b for a, b in zip(seconds[slow], seconds[quick], strict=True))
-        return {"median": statistics.median(found), "least": found[0], "most": found[-1]}
+        return vars(Spread.of([a / b for a, b in zip(seconds[slow], seconds[quick], strict=True)]))
 
     return {
         "schema_version": 1,
