@@ -1,18 +1,12 @@
-"""The table of docs/training.md, from docs/results/training/speed.json.
-
-python scripts/training_speed.py --output-json docs/results/training/speed.json
-python scripts/training_page.py
-"""
+"""The table of docs/training.md, from docs/results/training/speed.json."""
 
 import json
-from pathlib import Path
-
 import markers
+import recording
 from krakenlm.spread import Spread
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "training.md"
-SPEED = ROOT / "docs" / "results" / "training" / "speed.json"
+PAGE = recording.DOCS / "training.md"
+SPEED = recording.RESULTS / "training" / "speed.json"
 _MODELS = {
     "kraken": "125M 4-way Kraken",
     "loop": "the same, sub-layer by sub-layer",
@@ -49,7 +43,3 @@ def speed_table() -> str:
 
 
 TABLES = {"speed": speed_table}
-
-
-if __name__ == "__main__":
-    markers.rewrite([PAGE], TABLES)

@@ -92,18 +92,20 @@ def test_every_command_has_a_section_with_its_options():
 def test_what_the_pages_say_the_demo_printed_is_what_it_printed(page):
     text = page.read_text(encoding="utf-8")
     assert markers.names(text) == ["demo-output"]
-    assert text == markers.filled(text, publish_demo.BLOCKS), "run scripts/publish_demo.py"
+    assert text == markers.filled(text, publish_demo.TABLES), "run scripts/publish_demo.py --draw"
 
 
 def test_the_commands_beside_the_latencies_are_those_that_are_run():
     scenarios = {**run_bench.SCENARIOS, "beside-vllm": run_bench.BESIDE_VLLM}
-    shown = {path.parent.name: path.read_text() for path in run_bench.RESULTS.glob("*/command.txt")}
+    shown = {
+        path.parent.name: path.read_text() for path in latency_page.RESULTS.glob("*/command.txt")
+    }
     assert shown == {name: f"{scenario}\n" for name, scenario in scenarios.items()}
 
 
 MEASURED = {  # what made the numbers of a page, and how to draw them again
     latency_page: "scripts/run_bench.py --draw",
-    training_page: "scripts/training_page.py",
+    training_page: "scripts/training_speed.py --draw",
     parity_page: "scripts/parity.py --draw",
     publish_training: "scripts/publish_training.py --draw",
     publish_serving: "scripts/publish_serving.py --draw",
