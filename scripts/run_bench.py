@@ -171,7 +171,7 @@ def measure_vllm(record: recording.Record, python: Path, run: int, tokens: int) 
     arguments = f"{VLLM_LATENCY} --output-len {tokens} --output-json {written}"
     command = [python, *VLLM[1:], *arguments.split()]
     settings = {**cpu_settings(2), **QUIET, "HF_HUB_OFFLINE": "1"}
-    record.run(f"run {run}, vLLM, {tokens} tokens", command, f"vllm {arguments}", settings)
+    record.run(f"run {run}, vLLM, output-len {tokens}", command, f"vllm {arguments}", settings)
     shutil.move(record.folder / written, record.results / written)
 
 
