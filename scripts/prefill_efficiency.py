@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig, model_config
 from krakenlm.environment import Environment
+from krakenlm.files import write_json
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import pack
 from krakenlm.model.shard import split
@@ -104,10 +105,9 @@ def main() -> None:
         "share": vars(Quantiles.of(shares)),
         "environment": vars(Environment.here(cores=1)),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.output_json:
-        arguments.output_json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+    if arguments.output_json is not None:
+        write_json(arguments.output_json, report)
 
 
 def _seconds(run: Callable[[], object]) -> float:

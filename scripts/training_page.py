@@ -1,6 +1,7 @@
 """The table of docs/training.md, from docs/results/training/speed.json."""
 
 import json
+
 import markers
 import recording
 from krakenlm.spread import Spread

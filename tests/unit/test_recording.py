@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import latency_page  # noqa: E402
 import publish_demo  # noqa: E402
+import publish_serving  # noqa: E402
 import publish_training  # noqa: E402
 import recording  # noqa: E402
 import run_bench  # noqa: E402
@@ -167,7 +168,7 @@ with open({log!r}, "a") as log:
     print("vllm", tokens, file=log)
     log.flush()
 run = open({log!r}).read().count(f"vllm {{tokens}}\\n")
-seconds = 0.1 + 0.002 * (tokens - 1) * run
+seconds = 0.1 + 0.01 * run + 0.002 * (tokens - 1) * run
 with open(value["--output-json"], "w") as written:
     json.dump({{"model_id": value["--model"], "percentiles": {{"50": seconds}}}}, written)
 """
@@ -175,7 +176,7 @@ with open(value["--output-json"], "w") as written:
 
 @pytest.fixture
 def vllm_python(tmp_path, log) -> Path:
-    """Stands in for the python of vLLM's environment: 100 ms, then 2 ms a token, 4 in run 2, ..."""
+    """Stands in for vLLM's python: 110 ms and 2 a token, 120 and 4 in run 2, ..."""
     program = tmp_path / "vllm-python"
     program.write_text(FAKE_VLLM.format(python=sys.executable, log=str(log)))
     program.chmod(0o755)
@@ -207,9 +208,9 @@ def test_vllm_s_own_benchmark_and_ours_take_turns(latency_results, fake_krakenlm
     assert found["steps"][1]["command"].startswith("vllm bench latency --model gpt2-124M ")
     engine, runs = latency_page.vllm_runs()
     assert engine == "vLLM 0.99"
-    assert [run.ttft_ms for run in runs] == pytest.approx([100, 100, 100])
+    assert [run.ttft_ms for run in runs] == pytest.approx([110, 120, 130])
     assert [run.tpot_ms for run in runs] == pytest.approx([2, 4, 6])
-    row = "| vLLM 0.99, GPT-2, TP=2, compiled | 100.0 (100.0–100.0) | 4.0 (2.0–6.0) |"
+    row = "| vLLM 0.99, GPT-2, TP=2, compiled | 120.0 (110.0–130.0) | 4.0 (2.0–6.0) |"
     assert row in latency_page.vllm_table()
 
 
@@ -289,3 +290,21 @@ if words[0] == "prepare":
     assert {name: (kept / name).read_text() for name in outputs} == outputs
     assert steps(kept)["tokens_prepared"] == 7
     assert "| `krakenlm prepare --text text.gz --tokenizer " in publish_training.steps_table()
+
+
+def test_what_clients_see_is_kept_beside_how_it_was_measured(tmp_path, monkeypatch, fake_krakenlm):
+    committed = publish_serving.REPORT
+    fake_krakenlm(committed)
+    kept = tmp_path / "results"
+    monkeypatch.setattr(publish_serving, "RESULTS", kept)
+    monkeypatch.setattr(publish_serving, "REPORT", kept / "report.json")
+    monkeypatch.setattr(publish_serving, "PICTURE", kept / "picture.png")
+    saved = []
+    monkeypatch.setattr(publish_serving, "_save", lambda folder, *_: saved.append(folder.name))
+    publish_serving.measure(Namespace(tokenizer=tmp_path, rounds=2, num_prompts=3))
+    assert saved == ["standard", "kraken-published", "kraken-keep-width"]
+    assert (kept / "report.json").read_bytes() == committed.read_bytes()
+    (step,) = steps(kept)["steps"]
+    assert step["command"].startswith(f"krakenlm bench serve {' '.join(saved)} --devices 2 ")
+    publish_serving.draw()
+    assert (kept / "picture.png").read_bytes().startswith(b"\x89PNG")
