@@ -7,19 +7,23 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import markers
+import recording
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies
 from krakenlm.bench.results import LatencyReport, ModelLatency
+from krakenlm.spread import Spread
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "latency.md"
-RESULTS = ROOT / "docs" / "results" / "latency"
+PAGE = recording.DOCS / "latency.md"
+RESULTS = recording.RESULTS / "latency"
 SCENARIOS = (
     *("one-host", "veth-1gbit", "veth-1gbit-gloo", "veth-100mbit"),
     *("emulated-10gbit", "emulated-4-ranks"),
 )
+# What vLLM is asked to generate: the time to the first token is that of a request for one, the time
+# of each later one a share of what a request for all takes longer.
+VLLM_TOKENS = (1, 16)
 
 Value = Callable[[ModelLatency], float | None]
 
@@ -39,10 +43,7 @@ def cell(numbers: Sequence[float], unit: str = "", digits: int = 1) -> str:
     """The median and, of several numbers, the range."""
     if not numbers:
         return ""
-    middle = f"{statistics.median(numbers):.{digits}f}{unit}"
-    if len(numbers) == 1:
-        return middle
-    return f"{middle} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
+    return Spread.of(numbers).text(digits, unit)
 
 
 def latency_table(scenario: str) -> str:
@@ -84,12 +85,12 @@ def breakdown_table(scenario: str) -> str:
 def vllm_table() -> str:
     """vLLM's latency beside this engine's, measured in turn on one machine."""
     runs = reports("beside-vllm")
-    vllm = _vllm()
+    engine, vllm = vllm_runs()
     rows = [
         (
-            f"{vllm['engine']}, GPT-2, TP=2, compiled",
-            cell([burst["ttft_ms"] for burst in vllm["bursts"]]),
-            cell([burst["tpot_ms"] for burst in vllm["bursts"]]),
+            f"{engine}, GPT-2, TP=2, compiled",
+            cell([run.ttft_ms for run in vllm]),
+            cell([run.tpot_ms for run in vllm]),
         )
     ]
     rows += [
@@ -134,10 +135,10 @@ def goals_table() -> str:
     share = [100 * efficiency["share"]["median"]]
     what = "FLOP rate of a prefill, of F.linear's"
     rows.append(_numbers_row("one core", "standard", what, share, 65.0, " %"))
-    beside = list(zip(reports("beside-vllm"), _vllm()["bursts"], strict=True))
-    first = [run.results[0].ttft_ms.median / burst["ttft_ms"] for run, burst in beside]
+    beside = list(zip(reports("beside-vllm"), vllm_runs()[1], strict=True))
+    first = [run.results[0].ttft_ms.median / vllm.ttft_ms for run, vllm in beside]
     rows.append(_numbers_row("one host", "standard", "TTFT of vLLM's, at most", first, -1.1, "x"))
-    later = [_tpot(run.results[0]) / burst["tpot_ms"] for run, burst in beside]
+    later = [_tpot(run.results[0]) / vllm.tpot_ms for run, vllm in beside]
     rows.append(_numbers_row("one host", "standard", "TPOT of vLLM's, at most", later, -1.0, "x"))
     return markers.markdown(("setting", "model", "", "goal", "measured", "met"), rows, numbers=True)
 
@@ -175,9 +176,40 @@ def _tpot(result: ModelLatency) -> float:
     return result.tpot_ms.median
 
 
-def _vllm() -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((RESULTS / "beside-vllm" / "vllm.json").read_text("utf-8"))
-    return values
+class VllmRun(NamedTuple):
+    """What ``vllm bench latency`` found, the median of its rounds."""
+
+    ttft_ms: float
+    tpot_ms: float
+
+
+def vllm_file(run: int, tokens: int) -> str:
+    """The name of what vLLM wrote in a run when asked for so many tokens."""
+    return f"vllm-{run}-tokens-{tokens}.json"
+
+
+def vllm_runs() -> tuple[str, list[VllmRun]]:
+    """vLLM with its version, and its runs in the order of ours.
+
+    A ``vllm.json`` holds the medians of all runs; otherwise each run has a file for each length.
+    """
+    folder = RESULTS / "beside-vllm"
+    if (folder / "vllm.json").is_file():
+        found = json.loads((folder / "vllm.json").read_text("utf-8"))
+        return found["engine"], [VllmRun(**burst) for burst in found["bursts"]]
+    steps = json.loads((folder / "steps.json").read_text("utf-8"))
+    ours = sorted(folder.glob("run-*.json"))
+    runs = [_vllm_run(folder, int(path.stem.removeprefix("run-"))) for path in ours]
+    return f"vLLM {steps['vllm']['vllm']}", runs
+
+
+def _vllm_run(folder: Path, run: int) -> VllmRun:
+    one, many = VLLM_TOKENS
+    first, whole = (
+        1000 * json.loads((folder / vllm_file(run, n)).read_text("utf-8"))["percentiles"]["50"]
+        for n in VLLM_TOKENS
+    )
+    return VllmRun(first, (whole - first) / (many - one))
 
 
 def allreduce_table(scenario: str) -> str:

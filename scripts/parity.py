@@ -14,9 +14,6 @@ picture and tables from those files.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -24,20 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import markers
 import parity_page
+import recording
 from krakenlm.config import ModelConfig
 from krakenlm.console import progress_bar
 from krakenlm.data.manifest import Manifest
-from krakenlm.environment import Environment, cores_here
+from krakenlm.environment import cores_here
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
 from krakenlm.strict import from_plain
 from krakenlm.train.history import History
 from krakenlm.train.recipe import Training, read_recipe
 from parity_page import Measured
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,8 @@ class Protocol:
             return
         text = [word for text in texts for word in ("--text", str(text))]
         command = ["prepare", *text, "--tokenizer", vocabulary, str(self._data)]
-        subprocess.run([sys.executable, "-m", "krakenlm", *command], check=True)
+        if code := recording.run([*recording.KRAKENLM, *command]).code:
+            raise KrakenError(f"krakenlm prepare ended with {code}: see above")
 
     def train(self, jobs: Iterable[Job], title: str) -> list[Measured]:
         """Train those of the jobs that have no result yet; give the results of all."""
@@ -202,12 +198,8 @@ class Protocol:
 
 def krakenlm_on_one_thread(arguments: Sequence[str], log: Path) -> int:
     """Run a command of the package with its output in a file; give its exit code."""
-    command = [sys.executable, "-m", "krakenlm", *arguments]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("w", encoding="utf-8") as output:
-        return subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env=alone
-        ).returncode
+    command = [*recording.KRAKENLM, *arguments]
+    return recording.run(command, environment={"OMP_NUM_THREADS": "1"}, log=log).code
 
 
 def _with_defaults(setting: dict[str, Any]) -> dict[str, Any]:
@@ -259,45 +251,43 @@ def try_options(
     return protocol.train(jobs, "options")
 
 
-def main() -> None:
+def train(options: argparse.Namespace) -> None:
     """Train what is missing, then sum up."""
-    options = _options()
-    results = options.results.resolve()
-    if not options.draw:
-        work = options.work.resolve()
-        protocol = Protocol(
-            options.recipe, results, work, options.processes, krakenlm_on_one_thread
-        )
-        protocol.prepare(options.text, options.tokenizer)
-        measured = tune_and_repeat(protocol, MODELS, options.learning_rates, options.seeds)
-        _sum_up(measured, options, results)
-        measured += try_options(protocol, VARIANTS, measured, options.seeds)
-        _sum_up(measured, options, results)
-    parity_page.draw(results)
-    markers.rewrite([parity_page.PAGE], parity_page.TABLES)
+    results, work = options.results.resolve(), options.work.resolve()
+    protocol = Protocol(options.recipe, results, work, options.processes, krakenlm_on_one_thread)
+    protocol.prepare(options.text, options.tokenizer)
+    measured = tune_and_repeat(protocol, MODELS, options.learning_rates, options.seeds)
+    _sum_up(measured, options, results)
+    measured += try_options(protocol, VARIANTS, measured, options.seeds)
+    _sum_up(measured, options, results)
 
 
 def _sum_up(measured: Sequence[Measured], options: argparse.Namespace, results: Path) -> None:
-    environment = asdict(Environment.here(len(cores_here())))
     texts = [text.name for text in options.text]
+    environment = recording.environment()["environment"]
     found = parity_page.summary(measured, texts, options.recipe.name, environment)
     parity_page.write_summary(results, found)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def _options() -> argparse.ArgumentParser:
+    parser = recording.option_parser(__doc__)
     add = partial(parser.add_argument, metavar="...")
     add("--text", type=Path, nargs="+", default=[], help="what to learn from")
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
-    add("--recipe", type=Path, default=ROOT / "recipes" / "parity-cpu.toml")
+    add("--recipe", type=Path, default=recording.ROOT / "recipes" / "parity-cpu.toml")
     add("--learning-rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more")
     add("--results", type=Path, default=parity_page.RESULTS, help="where results are kept")
     add("--processes", type=int, default=len(cores_here()), help="runs side by side")
-    add("--work", type=Path, default=ROOT / "runs" / "parity", help="for tokens and runs")
-    parser.add_argument("--draw", action="store_true", help="only sum up what is there")
-    return parser.parse_args()
+    add("--work", type=Path, default=recording.ROOT / "runs" / "parity", help="for tokens and runs")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    recording.measure_and_draw(
+        _options(),
+        train,
+        pages=[parity_page.PAGE],
+        tables=parity_page.TABLES,
+        pictures=lambda options: parity_page.draw(options.results.resolve()),
+    )

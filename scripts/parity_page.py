@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 import markers
+import recording
 from krakenlm.bench.figures import WIRING_COLOURS
 from krakenlm.files import whole_file, write_json
 from krakenlm.strict import from_plain
 from krakenlm.train.history import History
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "parity.md"
-RESULTS = ROOT / "docs" / "results" / "parity"
+PAGE = recording.DOCS / "parity.md"
+RESULTS = recording.RESULTS / "parity"
 BASELINE = "standard"
 
 

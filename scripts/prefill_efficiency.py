@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from krakenlm.bench.results import Quantiles
 from krakenlm.config import ModelConfig, model_config
 from krakenlm.environment import Environment
+from krakenlm.files import write_json
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import pack
 from krakenlm.model.shard import split
@@ -28,6 +28,7 @@ from krakenlm.parallel.connect import without_communication
 from krakenlm.parallel.cores import keep_freed_memory
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank
+from krakenlm.spread import Quantiles
 
 TOKENS = 512
 ROUNDS = 25
@@ -104,10 +105,9 @@ def main() -> None:
         "share": vars(Quantiles.of(shares)),
         "environment": vars(Environment.here(cores=1)),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.output_json:
-        arguments.output_json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+    if arguments.output_json is not None:
+        write_json(arguments.output_json, report)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -1,64 +1,50 @@
 """Run the demo and keep what it found, for docs/results/NAME/, the README and the site.
 
     python scripts/publish_demo.py --name demo-openwebtext --text TEXT...
+    python scripts/publish_demo.py --draw
 
-Output, JSON and pictures are the demo's own, unedited; ``command.txt`` says what made them and how
-long that took.
+Output, JSON and pictures are the demo's own, unedited. ``--draw`` runs nothing and shows on the
+pages what is in docs/results/demo-openwebtext.
 """
 
 import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-import markers
+from krakenlm.files import whole_directory
+from recording import DOCS, RESULTS, ROOT, Record, measure_and_draw, option_parser
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
-RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", DOCS / "results.md")
+SHOWN = RESULTS / "demo-openwebtext"
 KEPT = ("results.json", "losses.png", "first_token.png", "timeline.png")
 
 
-def publish(name: str, texts: list[Path]) -> None:
+def publish(options: argparse.Namespace) -> None:
     """Run the demo in an empty folder and copy what is kept."""
-    target = RESULTS / name
-    command = ["krakenlm", "demo"]
-    if texts:
-        command += ["--text", *(str(text.resolve()) for text in texts)]
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        run = subprocess.run(
-            [sys.executable, "-m", *command],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            cwd=folder,
-        )
-        minutes = (time.monotonic() - start) / 60
-        target.mkdir(parents=True, exist_ok=True)
+    texts = {f"TEXT{number}": text for number, text in enumerate(options.text)}
+    command = " ".join(["demo", "--text", *texts] if texts else ["demo"])
+    with (
+        tempfile.TemporaryDirectory() as name,
+        whole_directory(RESULTS / options.name, replace=True) as kept,
+    ):
+        output = Record(kept, Path(name)).krakenlm("demo", command, texts)
+        (kept / "output.txt").write_text(output, encoding="utf-8")
         for file in KEPT:
-            shutil.copyfile(Path(folder) / "demo" / file, target / file)
-    (target / "output.txt").write_text(run.stdout, encoding="utf-8")
-    shown = " ".join(Path(word).name for word in command)  # folders say nothing to a reader
-    (target / "command.txt").write_text(f"{shown}\n{minutes:.1f} minutes\n", encoding="utf-8")
-    markers.rewrite(PAGES, BLOCKS)
+            shutil.copyfile(Path(name) / "demo" / file, kept / file)
 
 
 def demo_output() -> str:
     """The demo's output as a Markdown code block."""
-    output = (RESULTS / "demo-openwebtext" / "output.txt").read_text(encoding="utf-8")
+    output = (SHOWN / "output.txt").read_text(encoding="utf-8")
     return f"```text\n{output.strip()}\n```\n"
 
 
-BLOCKS = {"demo-output": demo_output}
+TABLES = {"demo-output": demo_output}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--name", required=True, help="folder under docs/results/")
+    parser = option_parser(__doc__)
+    parser.add_argument("--name", help="folder under docs/results/")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="as for the demo")
-    arguments = parser.parse_args()
-    publish(arguments.name, arguments.text)
+    measure_and_draw(parser, publish, pages=PAGES, tables=TABLES, needed=("name",))

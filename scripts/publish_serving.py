@@ -10,14 +10,13 @@ from it. ``--draw`` measures nothing. Run nothing else meanwhile.
 
 import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 import markers
+import recording
 from krakenlm.bench.figures import WIRING_COLOURS
 from krakenlm.config import ModelConfig, derive, model_config
 from krakenlm.files import whole_file
@@ -25,13 +24,12 @@ from krakenlm.serving.benchmark_report import (
     HEADINGS,
     Served,
     ServingReport,
-    Spread,
     rows,
 )
+from krakenlm.spread import Spread
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "serving.md"
-RESULTS = ROOT / "docs" / "results" / "serving"
+PAGE = recording.DOCS / "serving.md"
+RESULTS = recording.RESULTS / "serving"
 REPORT = RESULTS / "cpu-2-ranks.json"
 PICTURE = RESULTS / "cpu-2-ranks.png"
 
@@ -46,16 +44,17 @@ def models() -> dict[str, ModelConfig]:
     }
 
 
-def measure(tokenizer: Path, rounds: int, num_prompts: int) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Write the models, and measure them with the package's own command."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for model, config in models().items():
-            _save(folder / model, config, tokenizer)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        options = ["--devices", "2", "--rounds", str(rounds), "--num-prompts", str(num_prompts)]
-        command = [sys.executable, "-m", "krakenlm", "bench", "serve", *models(), *options]
-        subprocess.run([*command, "--output-json", REPORT.name], check=True, cwd=folder)
+            _save(folder / model, config, options.tokenizer)
+        command = (
+            f"bench serve {' '.join(models())} --devices 2 --rounds {options.rounds} "
+            f"--num-prompts {options.num_prompts} --output-json {REPORT.name}"
+        )
+        recording.Record(RESULTS, folder).krakenlm("what clients see", command)
         shutil.copyfile(folder / REPORT.name, REPORT)
 
 
@@ -126,15 +125,15 @@ TABLES = {"served": serving_table}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = recording.option_parser(__doc__)
     parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-prompts", type=int, default=4, help="for each place under way")
-    parser.add_argument("--draw", action="store_true", help="only picture and tables")
-    arguments = parser.parse_args()
-    if not arguments.draw:
-        if arguments.tokenizer is None:
-            parser.error("--tokenizer is needed to measure")
-        measure(arguments.tokenizer.resolve(), arguments.rounds, arguments.num_prompts)
-    draw()
-    markers.rewrite([PAGE], TABLES)
+    recording.measure_and_draw(
+        parser,
+        measure,
+        pages=[PAGE],
+        tables=TABLES,
+        pictures=lambda _: draw(),
+        needed=["tokenizer"],
+    )

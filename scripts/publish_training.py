@@ -9,23 +9,17 @@ runs nothing and makes the page's tables from those files. Run nothing else mean
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import markers
-from krakenlm.environment import Environment, cores_here
-from krakenlm.files import write_json
+import recording
+from krakenlm.files import whole_directory
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "train-your-own.md"
-RESULTS = ROOT / "docs" / "results" / "train-your-own"
+PAGE = recording.DOCS / "train-your-own.md"
+RESULTS = recording.RESULTS / "train-your-own"
 KEPT = (
     *("losses.png", "losses.json", "kraken-perplexity.json", "standard-perplexity.json"),
     *("kraken.json", "standard.json"),
@@ -62,53 +56,36 @@ STEPS = (
 )
 
 
-def publish(text: Path, superglue: Path) -> None:
+def publish(options: argparse.Namespace) -> None:
     """Run every step and keep what the page shows."""
-    taken: list[dict[str, Any]] = []
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        whole_directory(RESULTS, replace=True) as kept,
+    ):
         folder = Path(name)
-        (folder / "recipes").symlink_to(ROOT / "recipes")
-        (folder / "superglue").symlink_to(superglue.resolve())
+        (folder / "recipes").symlink_to(recording.ROOT / "recipes")
+        (folder / "superglue").symlink_to(options.superglue.resolve())
+        record = recording.Record(kept, folder)
         for number, step in enumerate(STEPS, 1):
-            shown = step.command.replace("TEXT", text.name)
-            command = step.command.replace("TEXT", str(text.resolve())).split()
-            print(f"krakenlm {shown}", flush=True)
-            start = time.monotonic()
-            output = _run(command, folder)
-            seconds = time.monotonic() - start
-            (RESULTS / f"{number}-{command[0]}.txt").write_text(output, encoding="utf-8")
-            taken.append({"step": step.name, "command": shown, "seconds": round(seconds, 1)})
-        for kept in KEPT:
-            shutil.copyfile(folder / kept, RESULTS / kept)
+            output = record.krakenlm(
+                step.name, step.command, {"TEXT": options.text}, {"COLUMNS": "120"}
+            )
+            file = f"{number}-{step.command.split()[0]}.txt"
+            (kept / file).write_text(output, encoding="utf-8")
+        for file in KEPT:
+            shutil.copyfile(folder / file, kept / file)
         manifest = json.loads((folder / "data" / "small" / "manifest.json").read_text("utf-8"))
-    tokens = sum(split["tokens"] for split in manifest["splits"].values())
-    summary = {
-        "schema_version": 1,
-        "tokens_prepared": tokens,
-        "steps": taken,
-        "environment": asdict(Environment.here(len(cores_here()))),
-    }
-    write_json(RESULTS / "steps.json", summary)
-
-
-def _run(command: list[str], folder: Path) -> str:
-    """What a command prints."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "krakenlm", *command],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "120"},
-    )
-    return ended.stdout
+        splits = manifest["splits"].values()
+        record.note(tokens_prepared=sum(split["tokens"] for split in splits))
 
 
 def steps_table() -> str:
     """What each step took."""
     summary = json.loads((RESULTS / "steps.json").read_text("utf-8"))
-    rows = [(f"`krakenlm {step['command']}`", _span(step["seconds"])) for step in summary["steps"]]
+    rows = [
+        (f"`krakenlm {step['command'].removeprefix('krakenlm ')}`", _span(step["seconds"]))
+        for step in summary["steps"]
+    ]
     environment = summary["environment"]
     machine = f"\n{environment['machine']}, {environment['cores']} cores.\n"
     return markers.markdown(("command", "took"), rows, numbers=True) + machine
@@ -132,13 +109,8 @@ TABLES = {
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = recording.option_parser(__doc__)
     parser.add_argument("--text", type=Path, help="what to learn from")
     parser.add_argument("--superglue", type=Path, help="folder of SuperGLUE's files")
-    parser.add_argument("--draw", action="store_true", help="only make the tables anew")
-    arguments = parser.parse_args()
-    if not arguments.draw:
-        if arguments.text is None or arguments.superglue is None:
-            parser.error("give --text FILE and --superglue DIR, or --draw")
-        publish(arguments.text, arguments.superglue)
-    markers.rewrite([PAGE], TABLES)
+    needed = ("text", "superglue")
+    recording.measure_and_draw(parser, publish, pages=[PAGE], tables=TABLES, needed=needed)

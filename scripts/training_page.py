@@ -1,18 +1,13 @@
-"""The table of docs/training.md, from docs/results/training/speed.json.
-
-python scripts/training_speed.py --output-json docs/results/training/speed.json
-python scripts/training_page.py
-"""
+"""The table of docs/training.md, from docs/results/training/speed.json."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import markers
+import recording
+from krakenlm.spread import Spread
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "training.md"
-SPEED = ROOT / "docs" / "results" / "training" / "speed.json"
+PAGE = recording.DOCS / "training.md"
+SPEED = recording.RESULTS / "training" / "speed.json"
 _MODELS = {
     "kraken": "125M 4-way Kraken",
     "loop": "the same, sub-layer by sub-layer",
@@ -34,9 +29,13 @@ def speed_table() -> str:
     ]
     headings = ("model", "forward and backward, ms", "tokens/s", "kept for backward, MiB")
     setup, environment = found["setup"], found["environment"]
+    over_loop, over_standard = (
+        Spread(**found[key]).text(2, "x")
+        for key in ("speedup_over_loop", "tokens_per_second_over_standard")
+    )
     below = (
-        f"\nOver the loop {_ratio(found['speedup_over_loop'])}; tokens per second over the "
-        f"standard model's {_ratio(found['tokens_per_second_over_standard'])}; bytes kept over the "
+        f"\nOver the loop {over_loop}; tokens per second over the "
+        f"standard model's {over_standard}; bytes kept over the "
         f"loop's {found['bytes_kept_over_loop']:.2f}x. Batches of {setup['batch_size']} x "
         f"{setup['tokens']} tokens, {setup['dtype']}, {setup['rounds']} rounds, "
         f"{environment['machine']}, {environment['cores']} cores.\n"
@@ -44,12 +43,4 @@ def speed_table() -> str:
     return markers.markdown(headings, rows, numbers=True) + below
 
 
-def _ratio(values: dict[str, Any]) -> str:
-    return f"{values['median']:.2f}x ({values['least']:.2f}–{values['most']:.2f})"
-
-
 TABLES = {"speed": speed_table}
-
-
-if __name__ == "__main__":
-    markers.rewrite([PAGE], TABLES)

@@ -5,6 +5,9 @@ Forward and backward pass of the 125M 4-way Kraken, of the same model as a loop 
 their spread, and the bytes that each keeps for its backward pass.
 
     python scripts/training_speed.py --output-json docs/results/training/speed.json
+    python scripts/training_speed.py --draw
+
+Then the table of docs/training.md is made from that file; ``--draw`` makes it without measuring.
 """
 
 import argparse
@@ -13,27 +16,29 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+import recording
+import training_page
 
-from krakenlm.config import ModelConfig, model_config  # noqa: E402
-from krakenlm.environment import Environment, cores_here  # noqa: E402
-from krakenlm.files import write_json  # noqa: E402
-from krakenlm.integrations.hf import KrakenForCausalLM  # noqa: E402
-from krakenlm.integrations.hf_config import KrakenConfig  # noqa: E402
-from sublayer_loop import SubLayerLoop, kept_bytes  # noqa: E402
+sys.path.insert(0, str(recording.ROOT / "tests"))
+
+from krakenlm.config import ModelConfig, model_config
+from krakenlm.files import write_json
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.spread import Spread
+from sublayer_loop import SubLayerLoop, kept_bytes
+
+SETUP = ("batch_size", "tokens", "rounds", "device", "dtype")
 
 
-def main() -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure, print, write."""
-    options = _options()
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype)
     torch.manual_seed(0)
@@ -50,23 +55,22 @@ def main() -> None:
     steps = {name: partial(_step, model, ids, loss_of) for name, model in models.items()}
     seconds = _interleaved(steps, options.rounds, device)
     result = _summary(seconds, kept, ids.numel())
-    result["setup"] = {key: value for key, value in vars(options).items() if key != "output_json"}
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    result["environment"] = asdict(Environment.here(len(cores_here()), gpu))
+    result["setup"] = {name: getattr(options, name) for name in SETUP}
+    result |= recording.environment(torch.cuda.get_device_name() if device.type == "cuda" else "")
     print(json.dumps(result, indent=2))
     if options.output_json is not None:
         write_json(options.output_json, result)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def _options() -> argparse.ArgumentParser:
+    parser = recording.option_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", help="of products; weights are float32")
     parser.add_argument("--output-json", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 def _model(config: ModelConfig) -> KrakenForCausalLM:
@@ -110,8 +114,7 @@ def _summary(
     """Medians, and ratios taken within each round."""
 
     def ratio(slow: str, quick: str) -> dict[str, float]:
-        found = sorted(a / b for a, b in zip(seconds[slow], seconds[quick], strict=True))
-        return {"median": statistics.median(found), "least": found[0], "most": found[-1]}
+        return vars(Spread.of([a / b for a, b in zip(seconds[slow], seconds[quick], strict=True)]))
 
     return {
         "schema_version": 1,
@@ -130,4 +133,6 @@ def _summary(
 
 
 if __name__ == "__main__":
-    main()
+    recording.measure_and_draw(
+        _options(), measure, pages=[training_page.PAGE], tables=training_page.TABLES
+    )

@@ -3,7 +3,6 @@
 import importlib
 import io
 import json
-import statistics
 import struct
 import subprocess
 import zlib
@@ -22,7 +21,7 @@ from krakenlm.bench.breakdown import Stopwatch, measure_breakdown
 from krakenlm.bench.chrome_trace import chrome_trace
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies, draw_losses, draw_timelines
 from krakenlm.bench.models import Contender, contenders
-from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency, Quantiles
+from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, hidden_share, hideable_share, summarise
 from krakenlm.bench.tables import breakdown_table, latency_table
@@ -32,6 +31,7 @@ from krakenlm.errors import KrakenError
 from krakenlm.parallel.engine import Engine
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.trace import Event
+from krakenlm.spread import Quantiles
 
 WIRINGS = ("standard", "parallel", "ladder", "kraken")
 VERSION_1 = Path(__file__).parents[1] / "golden" / "latency-report-v1.json"
@@ -114,15 +114,6 @@ def printed(table: Any) -> str:
     page = io.StringIO()
     Console(width=200, file=page).print(table)
     return page.getvalue()
-
-
-def test_quantiles_of_values_known_by_hand():
-    assert Quantiles.of([3.0, 1.0, 2.0]) == Quantiles(median=2.0, p10=1.2, p90=2.8)
-    values = [float(value) for value in range(101)]
-    assert Quantiles.of(values[::-1]) == Quantiles(median=50.0, p10=10.0, p90=90.0)
-    assert Quantiles.of([5.0, 5.0]) == Quantiles(median=5.0, p10=5.0, p90=5.0)
-    with pytest.raises(statistics.StatisticsError):
-        Quantiles.of([])
 
 
 def test_a_speedup_is_also_a_reduction():

@@ -287,8 +287,26 @@ def test_the_page_stands_alone(demo):
         assert width > 500 and height > 300
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"https?://|@import|url\(", source)
-    # No placeholder of the template is left; a model's text may hold a dollar of its own.
-    assert not re.search(r"\$[a-z_{]+", re.sub(r'"data:[^"]*"', "", source))
+
+
+@pytest.mark.dist
+def test_a_model_s_text_is_text_on_the_page(demo, tmp_path, monkeypatch):
+    plan, text = demo
+    kept = []
+    monkeypatch.setattr(run, "write_report", lambda findings, out: kept.append(findings) or out)
+    run_demo(plan, [text])
+    (findings,) = kept
+    answer = "<script>alert(1)</script></pre> & {{ 7 * 6 }} {% raw %} $seen \"'"
+    environment = replace(findings.latency.environment, machine="<b>CPU</b>")
+    findings = replace(
+        findings,
+        sample=replace(findings.sample, answer=answer),
+        latency=replace(findings.latency, environment=environment),
+    )
+    page = Page(report.write_report(findings, tmp_path).read_text(encoding="utf-8"))
+    assert findings.sample.prompt + answer in page.said
+    assert "<b>CPU</b>, " in page.said
+    assert "script" not in page.tags
 
 
 @pytest.mark.dist

@@ -134,8 +134,8 @@ def test_speedups_are_taken_within_rounds():
     results += [served("b", 1, 10.0, 1)]
     drawn = table(results)
     columns = {column.header: list(column.cells) for column in drawn.columns}
-    assert columns["TTFT speedup"] == ["1.00×", "3.00× (2.00-4.00)"]
-    assert columns["TTFT, ms"] == ["25.0 (10.0-40.0)", "7.5 (5.0-10.0)"]
+    assert columns["TTFT speedup"] == ["1.00×", "3.00× (2.00–4.00)"]
+    assert columns["TTFT, ms"] == ["25.0 (10.0–40.0)", "7.5 (5.0–10.0)"]
 
 
 def test_requests_that_failed_are_no_result():

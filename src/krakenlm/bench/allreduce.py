@@ -15,7 +15,7 @@ from torch import Tensor
 
 from krakenlm.bench.ranks import barrier, dtype_on, gpu_name, now
 from krakenlm.bench.ranks import gathered as gathered_objects
-from krakenlm.bench.results import REAL_LINK, Quantiles, link_in_words
+from krakenlm.bench.results import REAL_LINK, link_in_words
 from krakenlm.config import ModelConfig
 from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
@@ -25,6 +25,7 @@ from krakenlm.parallel.connect import TRANSPORTS, Transport, connect
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
+from krakenlm.spread import Quantiles
 
 SCHEMA_VERSION = 1
 _WARM_UP = 3

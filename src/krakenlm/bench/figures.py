@@ -12,9 +12,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from krakenlm.bench.results import PART_NAMES, LatencyReport, Quantiles
+from krakenlm.bench.results import PART_NAMES, LatencyReport
 from krakenlm.files import whole_file
 from krakenlm.parallel.trace import Event
+from krakenlm.spread import Quantiles
 
 WIRING_COLOURS = {
     "standard": "#7f7f7f",

@@ -1,14 +1,14 @@
 """Typed results with what is needed to repeat them; pictures and tables are drawn from these."""
 
 import dataclasses
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
+from krakenlm.spread import Quantiles
 from krakenlm.strict import read_json
 
 SCHEMA_VERSION = 2
@@ -26,21 +26,6 @@ PART_NAMES = {
     "other": "other",
 }
 """What a prefill consists of, with names for people (see ``krakenlm.bench.breakdown``)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantiles:
-    """Middle and spread of repeated measurements."""
-
-    median: float
-    p10: float
-    p90: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Quantiles":
-        """Median, 10th and 90th percentile; needs two values or more."""
-        tenths = statistics.quantiles(values, n=10, method="inclusive")
-        return cls(median=statistics.median(values), p10=tenths[0], p90=tenths[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

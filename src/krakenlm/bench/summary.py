@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from krakenlm.bench.models import Contender
-from krakenlm.bench.results import BASELINE, ModelLatency, Quantiles
+from krakenlm.bench.results import BASELINE, ModelLatency
 from krakenlm.bench.runner import Timing
 from krakenlm.config import count_parameters
+from krakenlm.spread import Quantiles
 
 
 class Facts(NamedTuple):

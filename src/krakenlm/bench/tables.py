@@ -2,7 +2,8 @@
 
 from rich.table import Table
 
-from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency, Quantiles
+from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency
+from krakenlm.spread import Quantiles
 
 WIDTH = 160
 """A table that is not shown on a terminal is this wide at most, so that no cell is folded."""

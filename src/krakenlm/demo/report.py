@@ -1,12 +1,10 @@
 """What the demo found, as a table on the terminal, as JSON, and as one HTML page."""
 
 import base64
-import html
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from rich.table import Table
@@ -22,6 +20,8 @@ from krakenlm.eval.perplexity import PerplexityResult
 from krakenlm.files import write_json, write_whole
 from krakenlm.parallel.trace import Event
 from krakenlm.train.run_folder import RunFolder
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def show(findings: Findings) -> None:
         title="Quality: validation text, both models trained on the same tokens",
         title_justify="left",
     )
-    for heading in ("model", "parameters", "loss", "perplexity", "bits per byte"):
+    for heading in _SCORE_HEADINGS:
         scores.add_column(heading, justify="left" if heading == "model" else "right")
     for row in _score_rows(findings):
         scores.add_row(*row)
@@ -81,6 +81,7 @@ def show(findings: Findings) -> None:
     results.print(latency)
 
 
+_SCORE_HEADINGS = ("model", "parameters", "loss", "perplexity", "bits per byte")
 _LATENCY_HEADINGS = (
     "wiring",
     "TTFT, ms",
@@ -137,91 +138,29 @@ def _as_json(findings: Findings, histories: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page(findings: Findings, histories: dict[str, Any], pictures: dict[str, Path]) -> str:
-    manifest, latency, sample = findings.manifest, findings.latency, findings.sample
-    environment = latency.environment
-    return _PAGE.substitute(
-        tokens=f"{manifest.splits.train.tokens:,}",
-        seen=f"{_tokens_seen(histories['kraken']):,}",
-        sources=f"{len(manifest.sources):,} file{'s' if len(manifest.sources) > 1 else ''}",
-        vocabulary=f"{manifest.vocab_size:,}",
-        scores=_html_table(
-            ("model", "parameters", "loss", "perplexity", "bits per byte"), _score_rows(findings)
-        ),
-        latencies=_html_table(_LATENCY_HEADINGS, _latency_rows(latency)),
-        title=html.escape(latency.title),
-        repetitions=latency.iterations,
-        prompt=html.escape(sample.prompt),
-        answer=html.escape(sample.answer),
-        agree="the same" if sample.greedy_tokens_agree else "NOT the same",
-        greedy=sample.greedy_tokens,
-        machine=html.escape(
-            f"{environment.machine}, {environment.cores} cores, Python {environment.python}, "
-            f"torch {environment.torch}, transformers {environment.transformers}, "
-            f"krakenlm {environment.krakenlm} {environment.commit[:12]}"
-        ),
-        **{name: _embedded(path) for name, path in pictures.items()},
+    """The template filled; it escapes what it is given, so that a model's text stays text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # loads a compiler
+
+    loader = FileSystemLoader(_TEMPLATE.parent)
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    page = templates.get_template(_TEMPLATE.name).render(
+        manifest=findings.manifest,
+        tokens_seen=_tokens_seen(histories["kraken"]),
+        score_headings=_SCORE_HEADINGS,
+        score_rows=_score_rows(findings),
+        sample=findings.sample,
+        latency=findings.latency,
+        latency_headings=_LATENCY_HEADINGS,
+        latency_rows=_latency_rows(findings.latency),
+        environment=findings.latency.environment,
+        pictures={name: _embedded(path) for name, path in pictures.items()},
     )
+    return f"{page}\n"
 
 
 def _tokens_seen(history: dict[str, Any]) -> int:
     return int(history["validation"][-1]["step"] * history["tokens_per_step"])
 
 
-def _html_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _embedded(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>krakenlm demo</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-         color: #222; background: #fff; }
-  h1, h2 { line-height: 1.2; }
-  img { max-width: 100%; }
-  table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-  th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-  th:first-child, td:first-child { text-align: left; }
-  pre { white-space: pre-wrap; background: #f6f4ef; padding: 1rem; }
-  .note { color: #555; }
-</style>
-<h1>One text, two models, two processes</h1>
-<p>A 2-way Kraken model and a GPT-2-style model with as many parameters were trained on the same
-$seen tokens of $sources ($tokens tokens in all, a byte-level BPE of $vocabulary entries),
-then the models were split over two processes and timed against each other.</p>
-
-<h2>Quality</h2>
-$scores
-<img src="$losses" alt="Loss over tokens of both models">
-<p class="note">Models this small, trained this briefly, show that both learn, not which one is
-better.</p>
-
-<h2>A Kraken model on two processes</h2>
-<pre>$prompt<b>$answer</b></pre>
-<p>Greedy tokens from one and from two processes are $agree ($greedy compared).</p>
-
-<h2>Time to first token</h2>
-<p>$title. Medians of $repetitions interleaved rounds. Speedup is over the standard wiring; latency
-is the same number as a change in per cent. &ldquo;No communication&rdquo; leaves every AllReduce
-out: no overlap can be faster.</p>
-$latencies
-<img src="$first_token" alt="Time to first token of the four wirings">
-
-<h2>Where the AllReduce goes</h2>
-<p>In Kraken the AllReduce of the streams runs beside the next layer's attention; the feed-forward
-network awaits it. The standard and the parallel wiring wait for each one. Ladder hides each
-behind the next half block.</p>
-<img src="$timeline" alt="Timeline of compute and AllReduce for the four wirings">
-<p class="note">$machine</p>
-</html>
-""")

@@ -1,7 +1,6 @@
 """What clients of served models saw, with what is needed to repeat it; tables come from this."""
 
 import dataclasses
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from krakenlm.environment import Environment
+from krakenlm.spread import Spread
 from krakenlm.strict import read_report
 
 SCHEMA_VERSION = 1
@@ -101,27 +101,6 @@ class ServingReport:
             advice="give the JSON of an earlier krakenlm bench serve",
             again="measure again",
         )
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and most over rounds."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one value a round."""
-        return cls(statistics.median(values), min(values), max(values))
-
-    def text(self, digits: int, unit: str = "") -> str:
-        """For a table: the range is left out where there is none."""
-        middle = f"{self.median:.{digits}f}{unit}"
-        if self.least == self.most:
-            return middle
-        return f"{middle} ({self.least:.{digits}f}-{self.most:.{digits}f})"
 
 
 HEADINGS = (
