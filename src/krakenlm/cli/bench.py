@@ -249,13 +249,11 @@ def _write(measured: "Measured", outputs: _Outputs) -> None:
 
 def _run_allreduce(sweep: "Sweep", output_json: Path | None) -> None:
     from krakenlm.bench.allreduce import measure_allreduce, nccl_table
-    from krakenlm.console import notes, results
+    from krakenlm.console import print_note, results
     from krakenlm.files import write_json
 
     _check_outputs(output_json)
-    report = measure_allreduce(
-        sweep, command=_command(), on_note=lambda text: notes.print(text, markup=False)
-    )
+    report = measure_allreduce(sweep, command=_command(), on_note=print_note)
     if report is None:
         return
     results.print(nccl_table(report), markup=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, trying
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.checkpoint import read_config, read_shard
 from krakenlm.model.decoder import BlockWrapper, Decoder
@@ -29,6 +29,7 @@ from krakenlm.parallel.connect import (
     without_communication,
 )
 from krakenlm.parallel.cores import keep_freed_memory
+from krakenlm.parallel.failures import REPORT
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import Link
 from krakenlm.parallel.placement import Placement, balance, measure_unit
@@ -39,6 +40,13 @@ from krakenlm.parallel.tensor_parallel import PartialBlock
 
 _TYPICAL_PROMPT = 512
 """Tokens with which ranks are timed for ``placement="auto"``."""
+
+# What ranks try, and what to do where it fails for reasons that are not ours.
+_READING = (
+    "reading the weights",
+    "check that the model's folder can be read and that there is memory for the weights",
+)
+_LESS = "if memory is short, give fewer or shorter prompts or more --devices; else " + REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +138,8 @@ class Engine:
         options = options or EngineOptions()
         config = read_config(directory)
         shard = place(config, rank, dtype, options)
-        state = read_shard(directory, shard, dtype)
+        with trying(*_READING):
+            state = read_shard(directory, shard, dtype)
         head_VD = state.pop("lm_head.weight", None)
         if head_VD is None:
             rows = shard.head_rows
@@ -167,7 +176,7 @@ class Engine:
         if options.emulated_ranks is None:
             connections = connect(rank, shard, options.transport)
         else:
-            connections = without_communication(shard)._replace(transport="emulated-peers")
+            connections = without_communication(shard, "emulated-peers")
         if options.link is not None and shard.ranks > 1:
             connections = connections.over(options.link, shard)
         engine = cls(decoder.requires_grad_(False), head_VD, shard, rank, connections, options)
@@ -236,17 +245,19 @@ class Engine:
         sampler = self.sampler(sampling or Sampling())
         with self.session(prompts, max_new_tokens) as session:
             done = [False] * len(prompts)
-            logits_BV = session.prefill()
-            refuse_not_finite(logits_BV)
-            next_B = sampler(logits_BV)
-            last = next_B.tolist()
+            with trying("running the prompts", _LESS):
+                logits_BV = session.prefill()
+                refuse_not_finite(logits_BV)
+                next_B = sampler(logits_BV)
+                last = next_B.tolist()
             for _ in range(max_new_tokens - 1):
                 yield last
                 done = [e or token in eos_token_ids for e, token in zip(done, last, strict=True)]
                 if all(done):
                     return
-                next_B = sampler(session.decode(next_B))
-                new = next_B.tolist()
+                with trying("generating tokens", _LESS):
+                    next_B = sampler(session.decode(next_B))
+                    new = next_B.tolist()
                 last = [o if e else n for e, o, n in zip(done, last, new, strict=True)]
             yield last
 
