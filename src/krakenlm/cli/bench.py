@@ -1,7 +1,6 @@
 """``krakenlm bench``: latency of models against each other, and of the sums beneath them."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -290,9 +289,10 @@ class _TriedError(Exception):
 def _check_outputs(*paths: Path | None) -> None:
     """Refuse what cannot be written before time is spent on measuring."""
     from krakenlm.files import whole_file
+    from krakenlm.parallel.launch import is_first_process
 
     for path in paths:
-        if path is None or not _speaks():
+        if path is None or not is_first_process():
             continue
         if path.is_dir():
             raise KrakenError(f"cannot write {path}: it is a folder: name a file in it")
@@ -308,16 +308,11 @@ def _say_written(*paths: Path | None) -> None:
             notes.print(f"wrote {path}", markup=False)
 
 
-def _speaks() -> bool:
-    """Whether this process is the one that people hear: any but torchrun's ranks above 0."""
-    from krakenlm.parallel.launch import under_torchrun
-
-    return not under_torchrun() or int(os.environ["RANK"]) == 0
-
-
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    if not _speaks():
+    from krakenlm.parallel.launch import is_first_process
+
+    if not is_first_process():
         yield lambda: None
         return
     from krakenlm.console import progress_bar

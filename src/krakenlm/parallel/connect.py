@@ -148,8 +148,8 @@ def _choose(group: Group, device: torch.device, transport: Transport) -> str:
     shareable = _same_host(group, device) and is_supported()  # the ranks' machines may differ
     if transport == "shared-memory" and not shareable:
         raise KrakenError(
-            "--transport shared-memory: needs all ranks on one x86 Linux host and in one network "
-            "namespace: use sockets"
+            "--transport shared-memory: needs all ranks on one x86 Linux host, in one network and "
+            "one process namespace: use sockets"
         )
     if transport != "auto":
         return transport

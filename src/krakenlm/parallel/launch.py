@@ -102,6 +102,11 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks to people: any but torchrun's ranks above 0."""
+    return not under_torchrun() or int(os.environ["RANK"]) == 0
+
+
 def world_size() -> int:
     """Ranks that ``torchrun`` started; 1 where it did not."""
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
