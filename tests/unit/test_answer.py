@@ -190,6 +190,8 @@ def test_an_answer_keeps_the_blank_between_it_and_the_prompt(make):
     assert decoded(tokenizer, [cat]) == "cat"
     assert streamed(TokenText(tokenizer, [the]), [cat, cat]) == [" cat", " cat", ""]
     assert streamed(TokenText(tokenizer), [cat, cat]) == ["cat", " cat", ""]
+    answer = Answer(tokenizer, [the], max_new_tokens=2)
+    assert [answer.add(cat), answer.add(cat)] == [" cat", " cat"]
 
 
 def test_special_tokens_within_an_answer_are_left_out():

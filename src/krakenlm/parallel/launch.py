@@ -281,7 +281,7 @@ def _failures_to(writer: Connection, index: int) -> Iterator[None]:
 def _interface() -> str:
     """Where gloo of ranks on one machine listens; by default nowhere outside it."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    return os.environ.get("GLOO_SOCKET_IFNAME", loopback)
+    return os.environ.get("GLOO_SOCKET_IFNAME") or loopback
 
 
 def _die_with_parent() -> None:
