@@ -17,6 +17,11 @@ results = Console(highlight=False, soft_wrap=True)
 """What a command was asked for."""
 
 
+def print_note(text: str) -> None:
+    """Say something beside the result, on one line however long it is."""
+    notes.print(text, markup=False, soft_wrap=True)
+
+
 def console_for_tables(width: int) -> Console:
     """Where tables go: to ``results``, or at a fixed width where no terminal has one of its own.
 

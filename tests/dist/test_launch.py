@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, RankFailedError, trying
 from krakenlm.parallel.cores import threads_per_rank
 from krakenlm.parallel.launch import Rank, launch
 
@@ -31,8 +32,10 @@ def complain(rank: Rank) -> None:
 
 
 def fail(rank: Rank) -> None:
+    rank.note("about to fail")
     if rank.index == 0:
-        raise ZeroDivisionError("of all things")
+        with trying("weighing", "weigh less"):
+            raise ZeroDivisionError("of all things")
     dist.barrier()
 
 
@@ -80,16 +83,23 @@ def test_one_device_needs_no_process():
     ("worker", "error", "message"),
     [
         (complain, KrakenError, "rank 1 has no such file"),
-        (fail, RuntimeError, "rank 0 failed:(.|\n)*of all things"),
+        (
+            fail,
+            RankFailedError,
+            "^rank 0 failed while weighing: ZeroDivisionError: of all things: weigh less$",
+        ),
         (vanish, RuntimeError, "rank 1 ended with exit code 3"),
     ],
 )
-def test_a_rank_that_fails_ends_all_and_says_why(worker, error, message):
+def test_a_rank_that_fails_ends_all_and_says_why(worker, error, message, capfd):
     start = time.monotonic()
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         run(worker)
     assert time.monotonic() - start < 60
     assert not ranks_left()
+    if worker is fail:  # its traceback is there for whoever wants it, and nobody has shown it
+        assert "in fail" in "".join(traceback.format_exception(raised.value))
+        assert capfd.readouterr().err == "about to fail\n"
 
 
 def test_an_exception_while_listening_ends_all():

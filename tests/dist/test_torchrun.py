@@ -1,22 +1,34 @@
 """``krakenlm generate`` as one rank of many that torchrun started."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from krakenlm.parallel.generation import Ranks
-from krakenlm.parallel.texts import print_answer
+import tiny
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("own_signals")]
 
 
-def test_two_ranks_of_torchrun_print_what_one_process_prints(tiny_model, capsys):
-    print_answer(tiny_model, "the", ranks=Ranks(1), show_stats=False, max_new_tokens=8)
-    alone = capsys.readouterr().out
-    assert alone.startswith("the")
+def test_two_ranks_of_torchrun_print_what_one_process_prints(tiny_model, tmp_path, capfd):
+    """Prompts of a file in two batches, one of whose answers ends at a stop text."""
+    (tmp_path / "prompts.txt").write_text("the\nend of\nLine 1\n", encoding="utf-8")
+    command = [
+        *("generate", str(tiny_model), "--prompt-file", str(tmp_path / "prompts.txt")),
+        *("--max-new-tokens", "8", "--batch-size", "2", "--json", "-"),
+    ]
+    answers = list(map(json.loads, tiny.call(capfd, *command).out.splitlines()))
+    command += ["--stop", answers[0]["answer"][3:5]]
+    alone = tiny.call(capfd, *command).out
+    reasons = [json.loads(line)["finish_reason"] for line in alone.splitlines()]
+    assert len(reasons) == 3 and reasons[0] == "stop"
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "krakenlm"]
-    arguments = ["generate", str(tiny_model), "--prompt", "the", "--max-new-tokens", "8"]
-    command = [sys.executable, "-m", *torchrun, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-m", *torchrun, *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     assert run.stdout == alone

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -171,6 +172,22 @@ def test_processes_that_die_are_one_line(source, monkeypatch):
     broken = workers.Encoding(engine="{", eos_id=0)
     with pytest.raises(KrakenError, match=r"a process that tokenized was killed.*fewer --workers"):
         list(workers.encoded(pieces([source]), broken, 2))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
+def test_where_processes_cannot_share_locks_one_tokenizes_and_says_so(
+    tmp_path, make, monkeypatch, capfd, code
+):
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    make("one", workers=1)
+    monkeypatch.setattr(workers, "_WORTH_PROCESSES", 2)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", refused)
+    make("two", workers=2)
+    assert tiny.snapshot(tmp_path / "one") == tiny.snapshot(tmp_path / "two")
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note:")]
+    assert len(notes) == 1 and f"share ({os.strerror(code)}), so one process tokenizes" in notes[0]
 
 
 @pytest.mark.parametrize(("option", "message"), [("shard_tokens", "a shard"), ("workers", "worke")])

@@ -18,11 +18,12 @@ from krakenlm.bench.ranks import gathered as gathered_objects
 from krakenlm.bench.results import REAL_LINK, link_in_words
 from krakenlm.config import ModelConfig
 from krakenlm.environment import Environment, cores_here
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, trying
 from krakenlm.model.shard import Shard
 from krakenlm.parallel.collective import Collective, Group, ProcessGroupReducer
 from krakenlm.parallel.connect import TRANSPORTS, Transport, connect
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
+from krakenlm.parallel.failures import REPORT
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
 from krakenlm.spread import Quantiles
@@ -257,7 +258,14 @@ def _sum_on_rank(rank: Rank, sweep: Sweep) -> None:
                 emit(_LeftOut(f"left out: {error}"))
                 break
             for nbytes in sweep.sizes():
-                emit(_time_sum(rank, collective, transport, each, nbytes, sweep.iterations))
+                try:
+                    with trying(f"summing {nbytes} bytes over {transport}", REPORT):
+                        emit(_time_sum(rank, collective, transport, each, nbytes, sweep.iterations))
+                except KrakenError as error:  # on every rank, as it ran out of shared memory
+                    if not sweep.only_what_works:
+                        raise
+                    emit(_LeftOut(f"left out from {nbytes} bytes on: {error}"))
+                    break
             collective.close()
 
 

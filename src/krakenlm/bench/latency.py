@@ -17,11 +17,12 @@ from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
 from krakenlm.environment import Environment, cores_here
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, trying
 from krakenlm.model.shard import split
 from krakenlm.parallel.connect import Transport
 from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, check_threads, name_of
 from krakenlm.parallel.engine import Engine, EngineOptions
+from krakenlm.parallel.failures import REPORT
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
 from krakenlm.parallel.placement import Placement, check_placement
@@ -29,6 +30,7 @@ from krakenlm.parallel.requests import room_for_answer
 from krakenlm.parallel.trace import Event
 
 Timelines = dict[str, list[Event]]
+_SMALLER = "if memory is short, take a smaller --size or fewer --wirings at once; else " + REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def measure(
         iterations=setup.iterations,
         warm_up=setup.warm_up,
         link=REAL_LINK if setup.link is None else f"emulated: {setup.link}",
-        transport=heard.start.transport,
+        transport=heard.end.transport,
         placement=_in_words(setup.placement),
         tensor_parallel=setup.tensor_parallel,
         peak_rss_bytes=heard.end.peak_rss_bytes,
@@ -195,7 +197,6 @@ class _Start(NamedTuple):
     """What rank 0 says before the first round."""
 
     dtype: str
-    transport: str
     gpu: str
     facts: list[Facts]
 
@@ -203,6 +204,7 @@ class _Start(NamedTuple):
 class _End(NamedTuple):
     """What rank 0 says after the last round; lists hold an entry a model, if asked for."""
 
+    transport: str
     peak_rss_bytes: tuple[int, ...]
     timelines: list[list[Event]]
     breakdowns: list[dict[str, float]]
@@ -216,7 +218,7 @@ class _Heard:
         self._last_model = last_model
         self.start: _Start | None = None
         self.timings: list[Timing] = []
-        self.end = _End((), [], [])
+        self.end = _End("", (), [], [])
 
     def __call__(self, message: _Start | Timing | _End) -> None:
         if isinstance(message, _Start):
@@ -249,18 +251,21 @@ def _measure_on_rank(rank: Rank, contenders: Sequence[Contender], setup: Setup) 
     torch.manual_seed(rank.index)
     emit = rank.emit if rank.index == 0 else lambda _: None
     dtype = dtype_on(rank.device, setup.dtype)
-    runners = _make_runners(rank, contenders, setup, dtype)
-    transport = runners[0].engine.connections.transport.partition(",")[0]
+    with trying("making the models", _SMALLER):
+        runners = _make_runners(rank, contenders, setup, dtype)
     facts = [
         Facts(len(runner.messages), runner.message_bytes, _units(rank, runner.engine))
         for runner in runners
     ]
-    emit(_Start(name_of(dtype), transport, gpu_name(rank.device), facts))
-    for timing in interleaved(runners, setup.rounds):
-        emit(timing)
-    timelines = [runner.record() for runner in runners] if setup.record else []
-    breakdowns = [measure_breakdown(runner) for runner in runners] if setup.breakdown else []
-    emit(_End(tuple(gathered(rank, peak_rss_bytes())), timelines, breakdowns))
+    emit(_Start(name_of(dtype), gpu_name(rank.device), facts))
+    with trying("measuring", _SMALLER):
+        for timing in interleaved(runners, setup.rounds):
+            emit(timing)
+        timelines = [runner.record() for runner in runners] if setup.record else []
+        breakdowns = [measure_breakdown(runner) for runner in runners] if setup.breakdown else []
+    carriers = dict.fromkeys(runner.engine.connections.transport for runner in runners)
+    peaks = tuple(gathered(rank, peak_rss_bytes()))
+    emit(_End(" and ".join(carriers), peaks, timelines, breakdowns))
 
 
 def _units(rank: Rank, engine: Engine) -> tuple[int, ...]:

@@ -77,6 +77,11 @@ class _Observed:
         self._inner = inner
         self._watcher = watcher
 
+    @property
+    def name(self) -> str:
+        """Of what really sums."""
+        return self._inner.name
+
     def begin(self, branches_KBTD: Tensor) -> Pending:
         """Through the watcher."""
         return self._watcher.begin(branches_KBTD)

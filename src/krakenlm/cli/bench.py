@@ -1,7 +1,6 @@
 """``krakenlm bench``: latency of models against each other, and of the sums beneath them."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -249,13 +248,11 @@ def _write(measured: "Measured", outputs: _Outputs) -> None:
 
 def _run_allreduce(sweep: "Sweep", output_json: Path | None) -> None:
     from krakenlm.bench.allreduce import measure_allreduce, nccl_table
-    from krakenlm.console import notes, results
+    from krakenlm.console import print_note, results
     from krakenlm.files import write_json
 
     _check_outputs(output_json)
-    report = measure_allreduce(
-        sweep, command=_command(), on_note=lambda text: notes.print(text, markup=False)
-    )
+    report = measure_allreduce(sweep, command=_command(), on_note=print_note)
     if report is None:
         return
     results.print(nccl_table(report), markup=False)
@@ -292,9 +289,10 @@ class _TriedError(Exception):
 def _check_outputs(*paths: Path | None) -> None:
     """Refuse what cannot be written before time is spent on measuring."""
     from krakenlm.files import whole_file
+    from krakenlm.parallel.launch import is_first_process
 
     for path in paths:
-        if path is None or not _speaks():
+        if path is None or not is_first_process():
             continue
         if path.is_dir():
             raise KrakenError(f"cannot write {path}: it is a folder: name a file in it")
@@ -310,16 +308,11 @@ def _say_written(*paths: Path | None) -> None:
             notes.print(f"wrote {path}", markup=False)
 
 
-def _speaks() -> bool:
-    """Whether this process is the one that people hear: any but torchrun's ranks above 0."""
-    from krakenlm.parallel.launch import under_torchrun
-
-    return not under_torchrun() or int(os.environ["RANK"]) == 0
-
-
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    if not _speaks():
+    from krakenlm.parallel.launch import is_first_process
+
+    if not is_first_process():
         yield lambda: None
         return
     from krakenlm.console import progress_bar

@@ -1,7 +1,7 @@
 """``krakenlm generate``: text from a model on one device or several."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,44 @@ from krakenlm.cli.options import (
     ThreadsOption,
     TransportOption,
 )
+from krakenlm.errors import KrakenError
+
+if TYPE_CHECKING:
+    from krakenlm.data.prompts import Prompt
 
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")]
-_Prompt = Annotated[str, typer.Option(help="The text to continue.")]
+_Prompt = Annotated[str | None, typer.Option(help="The text to continue.")]
+_PromptFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Texts to continue: one a line, or the prompt or text of each object of a .jsonl "
+        "file; - is standard input.",
+    ),
+]
+_BatchSize = Annotated[
+    int,
+    typer.Option(
+        help="Prompts of a file that are answered at once; the memory for keys and values grows "
+        "with it."
+    ),
+]
+_Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="End an answer before this text; may be given several times.",
+    ),
+]
+_Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Also write prompts and answers, a JSON object a line; - is standard output, in "
+        "place of the text.",
+    ),
+]
 _Devices = Annotated[
     int | None,
     typer.Option(help="Processes to share the model out to; under torchrun, its own number."),
@@ -49,9 +84,12 @@ _ShowStats = Annotated[
 
 def generate(
     model: _Model,
-    prompt: _Prompt,
+    prompt: _Prompt = None,
+    prompt_file: _PromptFile = None,
+    batch_size: _BatchSize = 16,
     devices: _Devices = None,
     max_new_tokens: _MaxNewTokens = None,
+    stop: _Stop = None,
     temperature: _Temperature = 0.0,
     top_k: _TopK = 0,
     top_p: _TopP = 1.0,
@@ -64,15 +102,16 @@ def generate(
     prefill_chunks: _PrefillChunks = 1,
     transport: TransportOption = "auto",
     link: LinkOption = "real",
+    json_file: _Json = None,
     show_stats: _ShowStats = False,
 ) -> None:
-    """Continue a prompt, on one device or on several that share the model."""
+    """Continue prompts, on one device or on several that share the model."""
     from krakenlm.parallel.engine import EngineOptions
     from krakenlm.parallel.generation import Ranks
     from krakenlm.parallel.links import Link
     from krakenlm.parallel.placement import parse_placement
+    from krakenlm.parallel.printing import print_answers
     from krakenlm.parallel.sampling import Sampling
-    from krakenlm.parallel.texts import print_answer
 
     options = EngineOptions(
         placement=None if placement is None else parse_placement(placement),
@@ -81,13 +120,33 @@ def generate(
         link=Link.parse(link),
         prefill_chunks=prefill_chunks,
     )
-    print_answer(
+    print_answers(
         model,
-        prompt,
+        _prompts(prompt, prompt_file),
         ranks=Ranks(devices, device, threads),
+        json_file=json_file,
         max_new_tokens=max_new_tokens,
+        stop=stop or (),
+        batch_size=batch_size,
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         dtype=dtype,
         options=options,
         show_stats=show_stats,
     )
+
+
+def _prompts(prompt: str | None, file: str | None) -> "list[Prompt]":
+    """What is to be continued; one of the two has to be given."""
+    from krakenlm.data.prompts import STANDARD_INPUT, Prompt, read_prompts
+    from krakenlm.parallel.launch import under_torchrun
+
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give one of the two", param_hint="--prompt / --prompt-file")
+    if prompt is not None:
+        return [Prompt(prompt)]
+    assert file is not None
+    if file == STANDARD_INPUT and under_torchrun():
+        raise KrakenError(
+            "--prompt-file -: the processes of torchrun cannot all read standard input: name a file"
+        )
+    return read_prompts(file)

@@ -27,7 +27,7 @@ from krakenlm.cli import (
     serve,
     train,
 )
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, described
 
 app = typer.Typer(
     name="krakenlm",
@@ -145,9 +145,8 @@ def _report(error: Exception) -> int:
         if message:  # without a command the help was printed already
             _complain(f"{message.rstrip('.')}: see `krakenlm --help`")
         return 2
-    lines = str(error).strip().splitlines() or [""]
-    said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"  # a trace may lie between
-    _complain(f"{type(error).__name__}: {said} (--debug shows where)")
+    rank = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None
+    _complain(f"{described(error, f'rank {rank}' if rank else '')} (--debug shows where)")
     return 1
 
 

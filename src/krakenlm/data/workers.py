@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from krakenlm.console import print_note
 from krakenlm.data.text import Piece
 from krakenlm.data.tokenizer import encode, encoder_of
 from krakenlm.errors import KrakenError
@@ -85,20 +86,32 @@ def encoded(
     batches = _batches(stream)
     first = list(islice(batches, _WORTH_PROCESSES)) if workers > 1 else []
     everything = chain(first, batches)
-    if len(first) == _WORTH_PROCESSES:
-        yield from _by_processes(everything, encoding, workers)
+    pool = _pool(encoding, workers) if len(first) == _WORTH_PROCESSES else None
+    if pool is not None:
+        yield from _by_processes(everything, pool, workers)
         return
     encoder = encoder_of(encoding.engine)
     for batch in everything:
         yield Encoded(batch, *_encode(encoder, encoding.eos_id, *_plain(batch)))
 
 
+def _pool(encoding: Encoding, workers: int) -> ProcessPoolExecutor | None:
+    """The processes; None where the system does not let them share their locks."""
+    try:
+        return ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(encoding,)
+        )
+    except OSError as error:
+        print_note(
+            f"note: /dev/shm cannot hold what --workers share ({error.strerror}), so one process "
+            "tokenizes: mount a tmpfs there that can be written to, or give it more room"
+        )
+        return None
+
+
 def _by_processes(
-    batches: Iterable[list[Piece]], encoding: Encoding, workers: int
+    batches: Iterable[list[Piece]], pool: ProcessPoolExecutor, workers: int
 ) -> Generator[Encoded, None, None]:
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(encoding,)
-    )
     before = set(multiprocessing.active_children())
     waiting: deque[tuple[list[Piece], Future[tuple[NDArray[np.uint32], list[int]]]]] = deque()
     try:

@@ -47,6 +47,11 @@ class Collective(Reducer, Protocol):
         """Give back what the transport holds; nothing may be under way."""
         ...
 
+    @property
+    def name(self) -> str:
+        """What carries the messages."""
+        ...
+
 
 def sum_branches(branches_KBTD: Tensor, out_1BTD: Tensor) -> None:
     """Write the sum over the leading axis into a message buffer."""
@@ -79,10 +84,15 @@ class WithoutCommunication(LocalReducer):
 
     With several, the bound for any overlap: the time that compute alone takes. Gathered tensors
     are this rank's own, once for each rank.
+
+    Args:
+        ranks: how many the others see.
+        name: what to say that carries the messages.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, name: str = "left out") -> None:
         self._ranks = ranks
+        self.name = name
 
     def gather(self, x: Tensor) -> Tensor:
         """This rank's tensor in everybody's place."""
@@ -110,6 +120,8 @@ class ProcessGroupReducer:
     NCCL runs on a stream of its own, beside compute, and can be captured in a CUDA graph. On
     several GPUs this code has not been run yet.
     """
+
+    name = "process-group"
 
     def __init__(self, group: Group) -> None:
         self._group = group

@@ -1,13 +1,14 @@
 """Which ranks sum together, and what carries their messages.
 
-Ranks of one host and network namespace exchange through shared memory, others through sockets;
-GPUs through NCCL, or small messages on request through symmetric memory. ``krakenlm bench
-allreduce`` measures the choices on a machine.
+Ranks of one host and network namespace exchange through shared memory; others, and those that get
+none, through sockets; GPUs through NCCL, or small messages on request through symmetric memory.
+``krakenlm bench allreduce`` measures the choices on a machine.
 """
 
 import platform
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from krakenlm.errors import KrakenError
+from krakenlm.console import print_note
+from krakenlm.errors import KrakenError, trying
 from krakenlm.model.reduce import Pending
 from krakenlm.model.shard import Shard
 from krakenlm.parallel.collective import (
@@ -25,9 +27,13 @@ from krakenlm.parallel.collective import (
     WithoutCommunication,
     gather_texts,
 )
-from krakenlm.parallel.launch import Rank
+from krakenlm.parallel.launch import CONNECTING, Rank
 from krakenlm.parallel.links import EmulatedLink, Link
-from krakenlm.parallel.shared_memory import SharedMemoryReducer, is_supported
+from krakenlm.parallel.shared_memory import (
+    NoSharedMemoryError,
+    SharedMemoryReducer,
+    is_supported,
+)
 from krakenlm.parallel.sockets import SocketReducer
 from krakenlm.parallel.symmetric_memory import MAX_BYTES, SymmetricMemoryReducer
 
@@ -50,13 +56,17 @@ class Connections(NamedTuple):
         streams: over ranks that hold other units: what the wirings begin and await.
         parts: over ranks that hold parts of the same sub-layers; None where nobody does.
         everyone: over all ranks, for choosing tokens.
-        transport: what carries the messages, by name.
     """
 
     streams: Collective
     parts: Collective | None
     everyone: Collective
-    transport: str
+
+    @property
+    def transport(self) -> str:
+        """What carries the messages, by name; it may change with a larger message."""
+        names = (c.name for c in (self.everyone, self.streams, self.parts) if c is not None)
+        return " and ".join(dict.fromkeys(filter(None, names)))
 
     def over(self, link: Link, shard: Shard) -> "Connections":
         """The same sums, no faster than over a modelled link."""
@@ -64,7 +74,7 @@ class Connections(NamedTuple):
         streams = EmulatedLink(self.streams, link, outer) if outer > 1 else self.streams
         everyone = EmulatedLink(self.everyone, link, shard.ranks)
         parts = self.parts and EmulatedLink(self.parts, link, shard.tensor_parallel)
-        return Connections(streams, parts, everyone, f"{self.transport}, link emulated: {link}")
+        return Connections(streams, parts, everyone)
 
     def close(self) -> None:
         """Close all of them."""
@@ -81,35 +91,53 @@ def connect(rank: Rank, shard: Shard, transport: Transport = "auto") -> Connecti
         KrakenError: a transport that this machine or these ranks do not have.
     """
     if rank.size == 1:
-        return without_communication(shard)._replace(transport="none")
-    everyone, name = connect_group(Group(rank.index, rank.size), rank.device, transport)
+        return without_communication(shard, "none")
+    with trying(*CONNECTING):
+        return _connect(rank, shard, transport)
+
+
+def _connect(rank: Rank, shard: Shard, transport: Transport) -> Connections:
+    everyone = connect_group(Group(rank.index, rank.size), rank.device, transport, rank.note)
     if shard.tensor_parallel == 1:
-        return Connections(everyone, None, everyone, name)
+        return Connections(everyone, None, everyone)
+    if transport == "auto" and everyone.name == "sockets":  # so it is for a part of the ranks
+        transport = "sockets"
     inner, outer = _sub_groups(shard)
-    parts = _collective(name, inner, rank.device)
-    alone = outer.size == 1
-    streams = WithoutCommunication(1) if alone else _collective(name, outer, rank.device)
-    return Connections(streams, parts, everyone, name)
+    parts = connect_group(inner, rank.device, transport, rank.note)
+    if outer.size == 1:
+        return Connections(WithoutCommunication(1, ""), parts, everyone)
+    return Connections(connect_group(outer, rank.device, transport, rank.note), parts, everyone)
 
 
 def connect_group(
-    group: Group, device: torch.device, transport: Transport = "auto"
-) -> tuple[Collective, str]:
-    """Connect the ranks of one group, and say what carries their messages; all of them call it.
+    group: Group,
+    device: torch.device,
+    transport: Transport = "auto",
+    note: Callable[[str], None] = print_note,
+) -> Collective:
+    """Connect the ranks of one group; all of them call it.
+
+    Args:
+        group: the ranks.
+        device: where this one computes.
+        transport: what is to carry the messages.
+        note: told on one rank, now or when a larger message comes, that it is something else.
 
     Raises:
         KrakenError: a transport that this machine or these ranks do not have.
     """
     assert transport in TRANSPORTS
-    name = _choose(group, device, transport)
-    return _collective(name, group, device), name
+    chosen = _choose(group, device, transport)
+    if chosen == "shared-memory" and transport == "auto":
+        return _SharedMemoryOrSockets(group, note)
+    return _collective(chosen, group, device)
 
 
-def without_communication(shard: Shard) -> Connections:
+def without_communication(shard: Shard, name: str = "left out") -> Connections:
     """Every exchange left out: the bound for any overlap."""
-    silent = WithoutCommunication(shard.ranks)
+    silent = WithoutCommunication(shard.ranks, name)
     parts = silent if shard.tensor_parallel > 1 else None
-    return Connections(silent, parts, silent, "left out")
+    return Connections(silent, parts, silent)
 
 
 def _choose(group: Group, device: torch.device, transport: Transport) -> str:
@@ -117,11 +145,11 @@ def _choose(group: Group, device: torch.device, transport: Transport) -> str:
         return _choose_between_gpus(group, device, transport)
     if transport == "symmetric-memory":
         raise KrakenError("--transport symmetric-memory: is for GPUs: leave it out")
-    shareable = is_supported() and _same_host(group, device)
+    shareable = _same_host(group, device) and is_supported()  # the ranks' machines may differ
     if transport == "shared-memory" and not shareable:
         raise KrakenError(
-            "--transport shared-memory: needs all ranks on one x86 Linux host and in one network "
-            "namespace: use sockets"
+            "--transport shared-memory: needs all ranks on one x86 Linux host, in one network and "
+            "one process namespace: use sockets"
         )
     if transport != "auto":
         return transport
@@ -140,17 +168,64 @@ def _choose_between_gpus(group: Group, device: torch.device, transport: Transpor
     return "process-group"  # auto as well: symmetric memory has not been measured
 
 
-def _collective(name: str, group: Group, device: torch.device) -> Collective:
+def _collective(name: str, group: Group, device: torch.device | None = None) -> Collective:
     if name == "shared-memory":
         return SharedMemoryReducer(group)
     if name == "process-group":
         return ProcessGroupReducer(group)
     if name == "symmetric-memory":
+        assert device is not None
         small = SymmetricMemoryReducer(group, device)
         return _BySize(small, ProcessGroupReducer(group), MAX_BYTES)
     if group.size == 2:
         return SocketReducer(group)
     return _BySize(SocketReducer(group), ProcessGroupReducer(group), _DIRECT_BYTES)
+
+
+class _SharedMemoryOrSockets:
+    """Shared memory for as long as there is enough of it, sockets from then on.
+
+    It may be missing from the start, or when a larger message comes. All ranks of the group meet
+    that at the same message; what is under way by then arrives as it was begun.
+    """
+
+    def __init__(self, group: Group, note: Callable[[str], None]) -> None:
+        self._group = group
+        self._note = note
+        self._inners: list[Collective] = []
+        try:
+            self._inners.append(SharedMemoryReducer(group))
+        except NoSharedMemoryError as error:
+            self._go_over(error)
+
+    def begin(self, branches_KBTD: Tensor) -> Pending:
+        try:
+            return self._inners[-1].begin(branches_KBTD)
+        except NoSharedMemoryError as error:
+            return self._go_over(error).begin(branches_KBTD)
+
+    def gather(self, x: Tensor) -> Tensor:
+        try:
+            return self._inners[-1].gather(x)
+        except NoSharedMemoryError as error:
+            return self._go_over(error).gather(x)
+
+    def close(self) -> None:
+        for inner in self._inners:
+            inner.close()
+
+    @property
+    def name(self) -> str:
+        return self._inners[-1].name
+
+    def _go_over(self, error: NoSharedMemoryError) -> Collective:
+        if self._group.index == 0:
+            self._note(
+                f"note: /dev/shm cannot hold the messages between the ranks ({error.reason}), so "
+                f"they go through sockets: {error.advice}"
+            )
+        self._inners.append(_collective("sockets", self._group))
+        return self._inners[-1]
 
 
 class _BySize:
@@ -173,6 +248,10 @@ class _BySize:
         self._small.close()
         self._large.close()
 
+    @property
+    def name(self) -> str:
+        return self._small.name
+
 
 def _sub_groups(shard: Shard) -> tuple[Group, Group]:
     """This rank's groups; every rank must help to make every group."""
@@ -189,8 +268,8 @@ def _sub_groups(shard: Shard) -> tuple[Group, Group]:
 
 
 def _same_host(group: Group, device: torch.device) -> bool:
-    """Whether all ranks see the same memory and the same network interfaces."""
-    identity = f"{socket.gethostname()} {_boot()} {_network_namespace()}"
+    """Whether all ranks see the same memory, processes and network interfaces."""
+    identity = f"{socket.gethostname()} {_boot()} {_namespace('net')} {_namespace('pid')}"
     return len(set(gather_texts(group, identity, device))) == 1
 
 
@@ -199,8 +278,8 @@ def _boot() -> str:
     return path.read_text().strip() if path.is_file() else platform.node()
 
 
-def _network_namespace() -> str:
+def _namespace(kind: str) -> str:
     try:
-        return str(Path("/proc/self/ns/net").readlink())
+        return str(Path(f"/proc/self/ns/{kind}").readlink())
     except OSError:
         return ""

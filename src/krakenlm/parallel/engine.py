@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, trying
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.checkpoint import read_config, read_shard
 from krakenlm.model.decoder import BlockWrapper, Decoder
@@ -29,6 +29,7 @@ from krakenlm.parallel.connect import (
     without_communication,
 )
 from krakenlm.parallel.cores import keep_freed_memory
+from krakenlm.parallel.failures import REPORT
 from krakenlm.parallel.launch import Rank
 from krakenlm.parallel.links import Link
 from krakenlm.parallel.placement import Placement, balance, measure_unit
@@ -37,8 +38,18 @@ from krakenlm.parallel.sampling import Sampler, Sampling
 from krakenlm.parallel.session import Session, whole_buckets
 from krakenlm.parallel.tensor_parallel import PartialBlock
 
+Ended = Callable[[list[int]], Sequence[bool]]
+"""Given one step's tokens, which sequences have ended for reasons of their text."""
+
 _TYPICAL_PROMPT = 512
 """Tokens with which ranks are timed for ``placement="auto"``."""
+
+# What ranks try, and what to do where it fails for reasons that are not ours.
+_READING = (
+    "reading the weights",
+    "check that the model's folder can be read and that there is memory for the weights",
+)
+_LESS = "if memory is short, give fewer or shorter prompts or more --devices; else " + REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +141,8 @@ class Engine:
         options = options or EngineOptions()
         config = read_config(directory)
         shard = place(config, rank, dtype, options)
-        state = read_shard(directory, shard, dtype)
+        with trying(*_READING):
+            state = read_shard(directory, shard, dtype)
         head_VD = state.pop("lm_head.weight", None)
         if head_VD is None:
             rows = shard.head_rows
@@ -167,7 +179,7 @@ class Engine:
         if options.emulated_ranks is None:
             connections = connect(rank, shard, options.transport)
         else:
-            connections = without_communication(shard)._replace(transport="emulated-peers")
+            connections = without_communication(shard, "emulated-peers")
         if options.link is not None and shard.ranks > 1:
             connections = connections.over(options.link, shard)
         engine = cls(decoder.requires_grad_(False), head_VD, shard, rank, connections, options)
@@ -217,46 +229,62 @@ class Engine:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         eos_token_ids: Collection[int] = (),
+        ended: Ended | None = None,
+        first_sequence: int = 0,
     ) -> Iterator[list[int]]:
         """Yield the next token of every sequence, step by step, on every rank.
 
         Ends after ``max_new_tokens`` or when each sequence has met an end token; a sequence that
-        is done repeats its end token.
+        is done repeats its last token.
 
         Args:
             prompts: token ids, of any lengths.
             max_new_tokens: at most so many steps.
             sampling: how tokens are chosen; greedy by default.
             eos_token_ids: tokens that end an answer; they are yielded too.
+            ended: rank 0 asks it about each step's tokens, and the others hear what it says; all
+                ranks give one, or none does.
+            first_sequence: see ``Sampler``.
 
         Raises:
             KrakenError: prompts that cannot be answered, weights that give no finite logits.
         """
         check_request(self.config, prompts, max_new_tokens)
-        sampler = self.sampler(sampling or Sampling())
+        sampler = self.sampler(sampling or Sampling(), first_sequence)
         with self.session(prompts, max_new_tokens) as session:
             done = [False] * len(prompts)
-            logits_BV = session.prefill()
-            refuse_not_finite(logits_BV)
-            next_B = sampler(logits_BV)
-            last = next_B.tolist()
+            with trying("running the prompts", _LESS):
+                logits_BV = session.prefill()
+                refuse_not_finite(logits_BV)
+                next_B = sampler(logits_BV)
+                last = next_B.tolist()
             for _ in range(max_new_tokens - 1):
                 yield last
                 done = [e or token in eos_token_ids for e, token in zip(done, last, strict=True)]
+                if ended is not None:
+                    told = self._told_by_rank_0(ended, last)
+                    done = [e or t for e, t in zip(done, told, strict=True)]
                 if all(done):
                     return
-                next_B = sampler(session.decode(next_B))
-                new = next_B.tolist()
+                with trying("generating tokens", _LESS):
+                    next_B = sampler(session.decode(next_B))
+                    new = next_B.tolist()
                 last = [o if e else n for e, o, n in zip(done, last, new, strict=True)]
             yield last
 
-    def sampler(self, sampling: Sampling) -> Sampler:
+    def _told_by_rank_0(self, ended: Ended, tokens: list[int]) -> list[bool]:
+        says = list(ended(tokens)) if self.rank.index == 0 else [False] * len(tokens)
+        flags_B = torch.tensor(says, dtype=torch.uint8, device=self.rank.device)
+        return self.connections.everyone.gather(flags_B)[0].bool().tolist()
+
+    def sampler(self, sampling: Sampling, first_sequence: int = 0) -> Sampler:
         """Chooses tokens from the logits of this rank's slice, with the other ranks."""
         return Sampler(
             sampling,
             vocab_size=self.config.vocab_size,
             first_token=self.shard.head_rows.start,
             gather=self.connections.everyone.gather,
+            first_sequence=first_sequence,
         )
 
     def session(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Session:

@@ -9,8 +9,9 @@ from krakenlm.config import ModelConfig
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
+from krakenlm.parallel.answer import Answer, stop_texts
 from krakenlm.parallel.devices import DTYPES, check_device, check_dtype, check_threads
-from krakenlm.parallel.engine import Engine, EngineOptions
+from krakenlm.parallel.engine import Ended, Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch, world_size
 from krakenlm.parallel.placement import check_placement
 from krakenlm.parallel.requests import check_request, room_for_answer
@@ -19,11 +20,25 @@ from krakenlm.parallel.sampling import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_USUAL_ANSWER = 64
+USUAL_ANSWER = 64
+"""Tokens, where nobody says how many."""
 
 
 class Request(NamedTuple):
-    """What every rank is told."""
+    """What every rank is told.
+
+    Attributes:
+        directory: a saved model; with its tokenizer where there are stop texts.
+        prompts: token ids.
+        max_new_tokens: at most so many for each.
+        sampling: how they are chosen.
+        eos_token_ids: end an answer.
+        dtype: see ``prepare``.
+        options: how the model is spread out and run.
+        stop: texts that end an answer.
+        batch_size: prompts that are answered at once; None is all of them.
+        names: what to call each prompt in a refusal.
+    """
 
     directory: Path
     prompts: list[list[int]]
@@ -32,13 +47,39 @@ class Request(NamedTuple):
     eos_token_ids: frozenset[int]
     dtype: str
     options: EngineOptions
+    stop: tuple[str, ...] = ()
+    batch_size: int | None = None
+    names: tuple[str, ...] = ()
+
+    def batches(self) -> list[range]:
+        """Which prompts are answered together, in this order."""
+        size = self.batch_size or len(self.prompts)
+        starts = range(0, len(self.prompts), size)
+        return [range(start, min(start + size, len(self.prompts))) for start in starts]
+
+    def answer(self, tokenizer: "PreTrainedTokenizerFast", index: int) -> Answer:
+        """Turns the tokens of one prompt's answer into text."""
+        return Answer(
+            tokenizer,
+            self.prompts[index],
+            eos_token_ids=self.eos_token_ids,
+            stop=self.stop,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 class Step(NamedTuple):
-    """What rank 0 says: a token of each sequence, and the seconds since the prompts went in."""
+    """What rank 0 says of one batch.
+
+    Attributes:
+        tokens: the next one of each sequence.
+        seconds: since the batch's prompts went in.
+        first: the number of the batch's first prompt among all.
+    """
 
     tokens: list[int]
     seconds: float
+    first: int = 0
 
 
 class Ranks(NamedTuple):
@@ -66,7 +107,9 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
     config, options = read_config(request.directory), request.options
     devices = world_size() if ranks.devices is None else ranks.devices
     check_placement(config, devices, options.placement, tensor_parallel=options.tensor_parallel)
-    check_request(config, request.prompts, request.max_new_tokens)
+    if request.batch_size is not None and request.batch_size < 1:
+        raise KrakenError(f"--batch-size {request.batch_size}: needs 1 or more")
+    check_request(config, request.prompts, request.max_new_tokens, request.names)
     launch(
         _answer,
         [request],
@@ -85,16 +128,23 @@ def prepare(
     sampling: Sampling | None = None,
     dtype: str = "auto",
     options: EngineOptions | None = None,
+    stop: str | Sequence[str] = (),
+    batch_size: int | None = None,
+    names: Sequence[str] = (),
 ) -> tuple[Request, "PreTrainedTokenizerFast"]:
     """A request for texts, and the tokenizer that turns its tokens back.
 
     Args:
         directory: a saved model with its tokenizer.
         prompts: the texts to continue, of any lengths.
-        max_new_tokens: at most so many; by default 64, or as many as the context leaves.
+        max_new_tokens: at most so many; by default 64, or as many as the context leaves behind
+            the longest prompt.
         sampling: greedy by default.
         dtype: ``auto`` is float32 on CPUs and bfloat16 on GPUs.
         options: how the model is spread out and run.
+        stop: a text or several that end an answer and are no part of it.
+        batch_size: prompts that are answered at once; None is all of them.
+        names: what to call each prompt in a refusal.
     """
     check_dtype(dtype)
     config = read_config(directory)
@@ -102,7 +152,7 @@ def prepare(
     ids = [_encode(tokenizer, prompt, config) for prompt in prompts]
     if max_new_tokens is None:
         longest = max(map(len, ids), default=0)
-        max_new_tokens = max(1, min(_USUAL_ANSWER, room_for_answer(config, longest)))
+        max_new_tokens = max(1, min(USUAL_ANSWER, room_for_answer(config, longest)))
     request = Request(
         directory=directory,
         prompts=ids,
@@ -111,6 +161,9 @@ def prepare(
         eos_token_ids=read_eos_token_ids(directory),
         dtype=dtype,
         options=options or EngineOptions(),
+        stop=stop_texts(stop),
+        batch_size=batch_size,
+        names=tuple(names),
     )
     return request, tokenizer
 
@@ -132,13 +185,31 @@ def _answer(rank: Rank, request: Request) -> None:
     if dtype == "auto":
         dtype = "bfloat16" if rank.device.type == "cuda" else "float32"
     engine = Engine.load(request.directory, rank, DTYPES[dtype], request.options)
-    start = time.perf_counter()
-    for tokens in engine.generate(
-        request.prompts,
-        max_new_tokens=request.max_new_tokens,
-        sampling=request.sampling,
-        eos_token_ids=request.eos_token_ids,
-    ):
-        if rank.index == 0:
-            rank.emit(Step(tokens, time.perf_counter() - start))
+    tokenizer = load_tokenizer(request.directory) if request.stop and rank.index == 0 else None
+    for batch in request.batches():
+        start = time.perf_counter()
+        for tokens in engine.generate(
+            request.prompts[batch.start : batch.stop],
+            max_new_tokens=request.max_new_tokens,
+            sampling=request.sampling,
+            eos_token_ids=request.eos_token_ids,
+            ended=_stopping(request, batch, tokenizer) if request.stop else None,
+            first_sequence=batch.start,
+        ):
+            if rank.index == 0:
+                rank.emit(Step(tokens, time.perf_counter() - start, batch.start))
     engine.connections.close()
+
+
+def _stopping(request: Request, batch: range, tokenizer: "PreTrainedTokenizerFast | None") -> Ended:
+    """Finds the stop texts; where there is no tokenizer nobody asks."""
+    if tokenizer is None:
+        return lambda tokens: [False] * len(tokens)
+    answers = [request.answer(tokenizer, index) for index in batch]
+
+    def ended(tokens: list[int]) -> list[bool]:
+        for answer, token in zip(answers, tokens, strict=True):
+            answer.add(token)
+        return [answer.finish_reason is not None for answer in answers]
+
+    return ended

@@ -11,8 +11,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +19,17 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from krakenlm.errors import KrakenError
+from krakenlm.console import print_note
+from krakenlm.errors import KrakenError, trying
 from krakenlm.parallel.cores import share_cores
 from krakenlm.parallel.devices import DeviceType
+from krakenlm.parallel.failures import REPORT, Failure, Note, failure_of, once, vanished
+from krakenlm.parallel.network import check_interface
 
 Worker = Callable[..., None]
 OnMessage = Callable[[Any], None]
@@ -36,6 +37,12 @@ OnMessage = Callable[[Any], None]
 # A rank that waits longer than this for another one gives up.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _SECONDS_TO_END = 5.0
+
+CONNECTING = (
+    "connecting to the other ranks",
+    "check that a network interface is up (`ip addr`) and that no firewall stands between them",
+)
+"""For ``trying``."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,14 @@ class Rank:
         size: ranks altogether; above 1 the default process group is ready.
         device: where this rank computes.
         emit: sends a picklable message to the caller of ``launch``.
+        note: tells people something on standard error; the same from several ranks is told once.
     """
 
     index: int
     size: int
     device: torch.device
     emit: Callable[[Any], None]
+    note: Callable[[str], None] = print_note
 
 
 def launch(
@@ -74,14 +83,16 @@ def launch(
 
     Raises:
         KrakenError: what a rank could not do, or a number of devices that does not fit.
-        RuntimeError: a rank failed otherwise; the text holds its traceback.
+        RankFailedError: a rank failed otherwise; the cause holds its traceback.
+        RuntimeError: a rank vanished.
     """
     if under_torchrun():
         _run_under_torchrun(worker, arguments, devices, on_message, device_type, threads)
     elif devices == 1:
         if threads:
             torch.set_num_threads(threads)
-        worker(Rank(0, 1, _device(device_type, 0, 1), on_message), *arguments)
+        device = _device(device_type, 0, 1)
+        worker(Rank(0, 1, device, on_message, once(print_note)), *arguments)
     else:
         _start_processes(worker, arguments, devices, on_message, device_type, threads)
 
@@ -89,6 +100,11 @@ def launch(
 def under_torchrun() -> bool:
     """Whether ``torchrun`` (or anything that speaks its environment) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks to people: any but torchrun's ranks above 0."""
+    return not under_torchrun() or int(os.environ["RANK"]) == 0
 
 
 def world_size() -> int:
@@ -114,8 +130,8 @@ def _run_under_torchrun(
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     device = _device(device_type, local_index, local_size)
     share_cores(local_index, local_size, threads)
-    with _process_group("env://", index, size, device):
-        worker(Rank(index, size, device, on_message), *arguments)
+    with _process_group("env://", index, size, device), trying("doing its part", REPORT):
+        worker(Rank(index, size, device, on_message, once(print_note)), *arguments)
 
 
 def _start_processes(
@@ -126,7 +142,9 @@ def _start_processes(
     device_type: DeviceType,
     threads: int | None,
 ) -> None:
-    _device(device_type, 0, devices)  # refuse here, where the message is read, not in the ranks
+    device = _device(device_type, 0, devices)  # refuse here, not in every rank
+    if device.type == "cpu":
+        check_interface(_interface())
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="krakenlm-") as folder:
         # A file to meet at needs no port, so nothing can be taken and nothing listens outside.
@@ -168,7 +186,8 @@ def _ctrl_c_held_back() -> Iterator[None]:
 def _listen(processes: list[BaseProcess], readers: list[Connection], on_message: OnMessage) -> None:
     """Pass messages on until every rank is done; raise for the first that fails."""
     open_readers = list(readers)
-    failures: list[_Failure] = []
+    failures: list[Failure] = []
+    note = once(print_note)
     while open_readers:
         # Once a rank has failed, the others get a moment to say why, then no more.
         ready = wait(open_readers, timeout=1.0 if failures else None)
@@ -183,10 +202,12 @@ def _listen(processes: list[BaseProcess], readers: list[Connection], on_message:
                 process = processes[readers.index(reader)]
                 process.join(_SECONDS_TO_END)
                 if process.exitcode:
-                    failures.append(_Failure(_vanished(process), "vanished"))
+                    failures.append(Failure(vanished(process), "vanished"))
                 continue
-            if isinstance(message, _Failure):
+            if isinstance(message, Failure):
                 failures.append(message)
+            elif isinstance(message, Note):
+                note(message.text)
             else:
                 on_message(message)
     if failures:
@@ -204,26 +225,6 @@ def _end(processes: list[BaseProcess]) -> None:
             process.join()
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Why a rank ended. One failure brings others about; the order tells which came first.
-
-    A problem for people is the cause wherever there is one. A rank that vanished without a word
-    was killed, and the others' broken connections follow from that. Otherwise the earliest.
-    """
-
-    text: str
-    kind: Literal["for people", "vanished", "traceback"]
-    seconds: float = 0.0
-
-    @property
-    def order(self) -> tuple[int, float]:
-        return ("for people", "vanished", "traceback").index(self.kind), self.seconds
-
-    def as_exception(self) -> Exception:
-        return KrakenError(self.text) if self.kind == "for people" else RuntimeError(self.text)
-
-
 def _child(
     worker: Worker,
     arguments: Sequence[Any],
@@ -239,17 +240,22 @@ def _child(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with_parent()
     try:
-        share_cores(index, size, threads)
-        device = _device(device_type, index, size)
-        # Local ranks talk over the loopback device only.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        with trying("finding its cores and its device", REPORT):
+            share_cores(index, size, threads)
+            device = _device(device_type, index, size)
+        os.environ["GLOO_SOCKET_IFNAME"] = _interface()
+        note = once(lambda text: writer.send(Note(text)))
         # A failure is said inside the group: leaving it breaks the others' connections.
-        with _process_group(meeting_point, index, size, device), _failures_to(writer, index):
-            worker(Rank(index, size, device, writer.send), *arguments)
+        with (
+            _process_group(meeting_point, index, size, device),
+            _failures_to(writer, index),
+            trying("doing its part", REPORT),
+        ):
+            worker(Rank(index, size, device, writer.send, note), *arguments)
     except _AlreadySaidError:
         pass
     except BaseException as error:
-        writer.send(_failure_of(error, index))
+        writer.send(failure_of(error, index))
     finally:
         writer.close()
         sys.stdout.flush()
@@ -268,21 +274,14 @@ def _failures_to(writer: Connection, index: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        writer.send(_failure_of(error, index))
+        writer.send(failure_of(error, index))
         raise _AlreadySaidError from error
 
 
-def _failure_of(error: BaseException, index: int) -> _Failure:
-    if isinstance(error, KrakenError):
-        return _Failure(str(error), "for people")
-    trace = "".join(traceback.format_exception(error))
-    return _Failure(f"rank {index} failed:\n{trace}", "traceback", time.monotonic())
-
-
-def _vanished(process: BaseProcess) -> str:
-    code = process.exitcode or 0
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return f"{process.name} {how}: the machine may be short of memory"
+def _interface() -> str:
+    """Where gloo of ranks on one machine listens; by default nowhere outside it."""
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    return os.environ.get("GLOO_SOCKET_IFNAME") or loopback
 
 
 def _die_with_parent() -> None:
@@ -301,13 +300,14 @@ def _die_with_parent() -> None:
 def _process_group(
     meeting_point: str, index: int, size: int, device: torch.device
 ) -> Iterator[None]:
-    dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        init_method=meeting_point,
-        rank=index,
-        world_size=size,
-        timeout=_COLLECTIVE_TIMEOUT,
-    )
+    with trying(*CONNECTING):
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            init_method=meeting_point,
+            rank=index,
+            world_size=size,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
     try:
         yield
         dist.barrier()  # nobody leaves while another still listens

@@ -109,6 +109,11 @@ class EmulatedLink:
         self._ranks = ranks
         self._line: Line | None = None
 
+    @property
+    def name(self) -> str:
+        """What really carries the messages."""
+        return self._inner.name
+
     def begin(self, branches_KBTD: Tensor) -> "_HeldBack":
         """Start the real sum and note when the modelled one would be there."""
         pending = self._inner.begin(branches_KBTD)

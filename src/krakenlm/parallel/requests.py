@@ -14,9 +14,18 @@ def room_for_answer(config: ModelConfig, prompt_tokens: int) -> int:
 
 
 def check_request(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    names: Sequence[str] = (),
 ) -> None:
     """Refuse prompts that cannot be answered.
+
+    Args:
+        config: of the model.
+        prompts: token ids.
+        max_new_tokens: that each is to be answered with at most.
+        names: what to call each of several prompts.
 
     Raises:
         KrakenError: an empty or over-long prompt, or a token outside the vocabulary.
@@ -26,12 +35,13 @@ def check_request(
         raise KrakenError(f"--max-new-tokens {max_new_tokens}: needs 1 or more")
     if not prompts:
         raise KrakenError("there is no prompt: give at least one")
-    for prompt in prompts:
+    for index, prompt in enumerate(prompts):
+        name = names[index] if names else "the prompt"
         if not prompt:
-            raise KrakenError("the prompt is empty: give at least one token")
+            raise KrakenError(f"{name} is empty: give at least one token")
         if max_new_tokens > room_for_answer(config, len(prompt)):
             raise KrakenError(
-                f"the prompt has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, "
+                f"{name} has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, "
                 f"but the model's context holds {limit}: shorten the prompt or --max-new-tokens"
             )
         for token in prompt:

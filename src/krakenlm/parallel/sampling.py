@@ -79,12 +79,20 @@ class Sampler:
         vocab_size: of the whole vocabulary.
         first_token: the id of this rank's first logit.
         gather: exchanges what ranks must tell each other; None where one rank holds all.
+        first_sequence: number of the batch's first sequence among all that share a seed.
     """
 
     def __init__(
-        self, sampling: Sampling, *, vocab_size: int, first_token: int, gather: Gather | None = None
+        self,
+        sampling: Sampling,
+        *,
+        vocab_size: int,
+        first_token: int,
+        gather: Gather | None = None,
+        first_sequence: int = 0,
     ) -> None:
         self._sampling = sampling
+        self._first_sequence = first_sequence
         self._vocab_size = vocab_size
         self._first_token = first_token
         self._gather = gather or _alone
@@ -133,7 +141,9 @@ class Sampler:
     def _noisy(self, values_BV: Tensor, ids_BV: Tensor) -> Tensor:
         """Scores whose maximum is the token drawn, [B, V] float64."""
         temperature = self._sampling.temperature
-        noise_BV = _gumbel(self._seed_state, self._step, values_BV.shape[0], ids_BV)
+        first = self._first_sequence
+        rows = range(first, first + values_BV.shape[0])
+        noise_BV = _gumbel(self._seed_state, self._step, rows, ids_BV)
         # l + T G where T < 1 and l / T + G elsewhere have one maximum, and neither overflows.
         return noise_BV.mul_(min(temperature, 1.0)).add_(
             values_BV, alpha=1.0 / max(temperature, 1.0)
@@ -234,13 +244,13 @@ def _flip_negative(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _gumbel(seed_state: int, step: int, batch: int, ids_BV: Tensor) -> Tensor:
+def _gumbel(seed_state: int, step: int, rows: range, ids_BV: Tensor) -> Tensor:
     """Standard Gumbel noise for the tokens ``ids_BV`` ([1, V] or [B, V]), [B, V] float64.
 
     A hash rather than a generator, so that a rank draws for its own tokens only and candidates
     cost only what they are; each sequence and step is a SplitMix64 stream indexed by token id.
     """
-    row_B1 = torch.arange(batch, device=ids_BV.device).unsqueeze(1)
+    row_B1 = torch.arange(rows.start, rows.stop, device=ids_BV.device).unsqueeze(1)
     state_B1 = _mix((row_B1 + (step << 32)) * _GAMMA + seed_state)
     bits_BV = _mix(torch.add(state_B1, ids_BV, alpha=_GAMMA))
     # The middles of 2**52 equal parts of (0, 1): exact, and neither logarithm meets 0.

@@ -8,20 +8,23 @@ x86 makes other cores see such writes in order, and other processors are not sup
 Shape letters: see ``krakenlm.model``; R is the ranks of a group, M the slots of a ring.
 """
 
+import errno
 import mmap
 import os
 import platform
-import tempfile
+import sys
 import time
 from collections import deque
-from pathlib import Path
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
+from krakenlm.errors import KrakenError
 from krakenlm.parallel.collective import Group, gather_texts, sum_branches
 
+_FOLDER = "/dev/shm"  # noqa: S108  nothing in it has a name
 _SLOTS = 8
 """Messages a rank may be ahead; the wirings have at most two a chunk under way."""
 _FIRST_SLOT_BYTES = 1 << 16
@@ -30,20 +33,50 @@ _LINE = 64  # bytes of a cache line: counters of two ranks never share one
 _SPINS_BEFORE_YIELDING = 1000
 _TIMEOUT_SECONDS = 600.0
 
+_NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+_MORE_ROOM = (
+    "give it more room, as `mount -o remount,size=1g /dev/shm` or docker's --shm-size=1g do"
+)
+_WRITABLE = "mount a tmpfs there that can be written to"
+
 _Shape = tuple[int, ...]
+_T = TypeVar("_T")
 
 
 def is_supported() -> bool:
-    """Whether this processor orders writes as the protocol needs, and memory can be shared."""
-    return platform.machine() in ("x86_64", "AMD64") and Path("/dev/shm").is_dir()  # noqa: S108
+    """Whether this processor orders writes as the protocol needs, and the system has /dev/shm."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+class NoSharedMemoryError(KrakenError):
+    """Memory that the ranks of a group cannot share; every one of them is told at once.
+
+    Attributes:
+        reason: what the system has against it, for people.
+        advice: what would change that.
+    """
+
+    def __init__(self, code: int, size: int) -> None:
+        self.reason = os.strerror(code)
+        self.advice = _MORE_ROOM if code in _NO_ROOM else _WRITABLE
+        super().__init__(
+            f"--transport shared-memory: {_FOLDER} cannot hold {size / 1e6:.1f} MB of messages "
+            f"({self.reason}): {self.advice}, or use --transport sockets"
+        )
 
 
 class SharedMemoryReducer:
     """Sums over ranks that share a host; a ``Collective``.
 
-    The memory is a file that has no name any more once all ranks hold it, so nothing is left
-    behind however a rank ends. It grows when a larger message comes, on all ranks at the same one.
+    The memory is a file without a name, so nothing is left behind however a rank ends. It grows
+    when a larger message comes, on all ranks at the same one. What is begun stays good if it
+    cannot.
+
+    Raises:
+        NoSharedMemoryError: on all ranks, from here, ``begin`` or ``gather``.
     """
+
+    name = "shared-memory"
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -178,18 +211,56 @@ class _Segment:
 
 def _shared(group: Group, size: int) -> Tensor:
     """``size`` zero bytes that all ranks of the group see."""
-    name = ""
-    if group.index == 0:
-        handle, name = tempfile.mkstemp(prefix="krakenlm-", dir="/dev/shm")
-        os.ftruncate(handle, size)
-        os.close(handle)
-    name = gather_texts(group, name)[0]
-    handle = os.open(name, os.O_RDWR)
+    handle = _on_all(group, size, lambda: _reserve(size) if group.index == 0 else -1)
     try:
-        memory = mmap.mmap(handle, size)
+        place = "" if handle < 0 else f"/proc/{os.getpid()}/fd/{handle} {_identity(handle)}"
+        path, identity = gather_texts(group, place)[0].split()
+        memory = _on_all(group, size, lambda: _mapped(path, identity, size))
+    finally:
+        if handle >= 0:
+            os.close(handle)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _on_all(group: Group, size: int, step: Callable[[], _T]) -> _T:
+    """Take a step on every rank; where the system refuses it to one, all know, and none waits."""
+    done: list[_T] = []
+    refused = 0
+    try:
+        done.append(step())
+    except OSError as error:
+        refused = error.errno or errno.EIO
+    for code in map(int, gather_texts(group, str(refused))):
+        if code:
+            raise NoSharedMemoryError(code, size)
+    return done[0]
+
+
+def _reserve(size: int) -> int:
+    """A file without a name whose every byte is there: one that only has the size may have none.
+
+    Writing to a page that the file system has no room for ends the process by SIGBUS.
+    """
+    handle = os.open(_FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _mapped(path: str, identity: str, size: int) -> mmap.mmap:
+    """The memory of a file that a process, perhaps another one, holds open."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        if _identity(handle) != identity:  # the process of that number is another one here
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return mmap.mmap(handle, size)
     finally:
         os.close(handle)
-    dist.barrier(group.handle)
-    if group.index == 0:
-        Path(name).unlink(missing_ok=True)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _identity(handle: int) -> str:
+    status = os.fstat(handle)
+    return f"{status.st_dev}:{status.st_ino}"

@@ -12,7 +12,6 @@ process group has handed round. Shape letters: see ``krakenlm.model``; R is the 
 """
 
 import contextlib
-import fcntl
 import os
 import queue
 import secrets
@@ -26,17 +25,19 @@ import torch
 from torch import Tensor
 
 from krakenlm.parallel.collective import Group, ProcessGroupReducer, sum_branches
+from krakenlm.parallel.network import own_address
 
 _TIMEOUT_SECONDS = 600.0
 _SPIN_SECONDS = 0.002
 """Waiting shorter than this costs less than sleeping and being woken."""
 _BUFFER_BYTES = 4 << 20
 _SECRET_BYTES = 16
-_SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 class SocketReducer:
     """Sums over ranks that TCP connects; a ``Collective``."""
+
+    name = "sockets"
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -162,7 +163,7 @@ def _bytes_of(x: Tensor) -> memoryview:
 
 def _connect(group: Group) -> list[_Peer | None]:
     """A connection to every other rank of the group; None stands in this rank's own place."""
-    address = _own_address()
+    address = own_address()
     with socket.create_server((address, 0), backlog=group.size) as server:
         addresses, secret = _meet(group, address, server.getsockname()[1])
         peers: list[_Peer | None] = [None] * group.size
@@ -214,17 +215,3 @@ def _meet(group: Group, address: str, port: int) -> tuple[list[tuple[str, int]],
     cards = [bytes(card.tolist()) for card in cards_R]
     places = [(socket.inet_ntoa(c[:4]), struct.unpack("!H", c[4:6])[0]) for c in cards]
     return places, cards[0][6:]
-
-
-def _own_address() -> str:
-    """The address under which the other ranks reach this one: that of gloo's interface."""
-    interface = os.environ.get("GLOO_SOCKET_IFNAME")
-    if interface:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            request = struct.pack("256s", interface.encode()[:15])
-            reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-        return socket.inet_ntoa(reply[20:24])
-    master = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))  # sends nothing: asks which interface leads there
-        return str(probe.getsockname()[0])

@@ -53,6 +53,8 @@ class SymmetricMemoryReducer:
         KrakenError: on all ranks, where one of them cannot share memory with the others.
     """
 
+    name = "symmetric-memory"
+
     def __init__(self, group: Group, device: torch.device) -> None:
         # PyTorch's module is private; whoever does not choose it does not depend on it.
         from torch.distributed import _symmetric_memory as symm_mem

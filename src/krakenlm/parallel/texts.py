@@ -1,19 +1,14 @@
-"""Texts continued by a model on any number of devices: whole, as a stream, or on the terminal."""
+"""Texts continued by a model on any number of devices: whole, or as a stream."""
 
 import queue
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from krakenlm.console import notes
+from krakenlm.parallel.answer import Answer
 from krakenlm.parallel.engine import EngineOptions
 from krakenlm.parallel.generation import Ranks, Request, Step, generate_tokens, prepare
 from krakenlm.parallel.sampling import Sampling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def generate(
@@ -25,28 +20,35 @@ def generate(
     device_type: str = "auto",
     threads: int | None = None,
     max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    batch_size: int | None = None,
     sampling: Sampling | None = None,
     dtype: str = "auto",
     options: EngineOptions | None = None,
 ) -> list[str] | Iterator[list[str]]:
-    """Continue texts of any lengths as one batch.
+    """Continue texts of any lengths.
 
     Args:
         directory: a saved model with its tokenizer.
         prompts: the texts to continue.
         stream: yield the texts' new pieces step by step, as tokens come, instead of returning
-            whole answers; a piece is empty while a character is not whole yet, and when its text
-            has ended. Closing the iterator ends the ranks.
+            whole answers; a piece is empty while later tokens may change its text, and when the
+            answer has ended. Closing the iterator ends the ranks.
         devices: ranks that share the model; see ``Ranks``, also for the next two.
         device_type: kind of device.
         threads: compute threads of a rank.
-        max_new_tokens: at most so many; by default 64, or as many as the context leaves.
+        max_new_tokens: at most so many; by default 64, or as many as the context leaves behind
+            the longest prompt.
+        stop: a text or several; where one of them comes, its answer ends before it.
+        batch_size: prompts that are answered at once, which bounds the memory for keys and
+            values; by default all of them.
         sampling: greedy by default.
         dtype: ``auto`` is float32 on CPUs and bfloat16 on GPUs.
         options: how the model is spread out and run.
 
     Returns:
         The answers without their prompts, or with ``stream`` an iterator over lists of pieces.
+        Joined, the pieces are what the whole answer decodes to, special tokens left out.
 
     Raises:
         KrakenError: a request, a model or a number of devices that cannot work.
@@ -55,23 +57,27 @@ def generate(
         Path(directory),
         prompts,
         max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_size=batch_size,
         sampling=sampling,
         dtype=dtype,
         options=options,
     )
-    pieces = _pieces(request, tokenizer, Ranks(devices, device_type, threads))
+    ranks = Ranks(devices, device_type, threads)
+    answers = [request.answer(tokenizer, index) for index in range(len(request.prompts))]
     if stream:
-        return pieces
-    return ["".join(of_one) for of_one in zip(*pieces, strict=True)]
+        return _pieces(answers, request, ranks)
+    for _ in _pieces(answers, request, ranks):
+        pass
+    return [answer.text for answer in answers]
 
 
-def _pieces(
-    request: Request, tokenizer: "PreTrainedTokenizerFast", ranks: Ranks
-) -> Iterator[list[str]]:
-    texts = [_Text(tokenizer, request.eos_token_ids) for _ in request.prompts]
+def _pieces(answers: Sequence[Answer], request: Request, ranks: Ranks) -> Iterator[list[str]]:
     for step in _steps(request, ranks):
-        yield [text.add(token) for text, token in zip(texts, step.tokens, strict=True)]
-    yield [text.rest() for text in texts]
+        pieces = [""] * len(answers)
+        for index, token in enumerate(step.tokens, step.first):
+            pieces[index] = answers[index].add(token)
+        yield pieces
 
 
 class _ClosedError(Exception):
@@ -105,81 +111,3 @@ def _steps(request: Request, ranks: Ranks) -> Iterator[Step]:
     finally:
         closed.set()
         worker.join()
-
-
-class _Text:
-    """Tokens of one answer as text, holding back the bytes of characters not whole yet."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", eos_token_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._eos_token_ids = eos_token_ids
-        self._ids: list[int] = []
-        self._ended = False
-        self._told = 0
-
-    def add(self, token: int) -> str:
-        """The new piece of text that a token completes."""
-        self._ended |= token in self._eos_token_ids
-        if self._ended:
-            return ""
-        self._ids.append(token)
-        text = self.whole()
-        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._tell(text)
-
-    def rest(self) -> str:
-        """What was held back, when no more tokens come."""
-        return self._tell(self.whole())
-
-    def whole(self) -> str:
-        """All text so far."""
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=False))
-
-    def _tell(self, text: str) -> str:
-        new, self._told = text[self._told :], len(text)
-        return new
-
-
-def print_answer(
-    directory: Path, prompt: str, *, ranks: Ranks, show_stats: bool, **request_fields: Any
-) -> str:
-    """Continue one prompt, writing prompt and answer to standard output as tokens come.
-
-    Args:
-        directory: a saved model with its tokenizer.
-        prompt: the text to continue.
-        ranks: where.
-        show_stats: write times to standard error as well.
-        request_fields: see ``krakenlm.parallel.generation.prepare``.
-
-    Returns:
-        The answer without the prompt; empty on all but rank 0 under torchrun.
-    """
-    request, tokenizer = prepare(directory, [prompt], **request_fields)
-    text = _Text(tokenizer, request.eos_token_ids)
-    steps: list[Step] = []
-
-    def write(step: Step) -> None:
-        if not steps:
-            _write(prompt)
-        steps.append(step)
-        _write(text.add(step.tokens[0]))
-
-    generate_tokens(request, ranks, write)
-    if steps:
-        _write(text.rest() + "\n")
-    if show_stats and steps:
-        _report(steps)
-    return text.whole()
-
-
-def _report(steps: list[Step]) -> None:
-    first, last, count = steps[0], steps[-1], len(steps)
-    line = f"time to first token {1000 * first.seconds:.1f} ms"
-    if count > 1:
-        line += f", per token after {1000 * (last.seconds - first.seconds) / (count - 1):.1f} ms"
-    notes.print(f"{count} tokens: {line}")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

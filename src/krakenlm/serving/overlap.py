@@ -153,8 +153,8 @@ def asynchronous_carriers(
         KrakenError: a transport that these ranks do not have.
     """
     if device.type != "cuda":
-        collective, name = connect_group(group, device, transport)
-        return [CollectiveCarrier(collective) for _ in range(count)], name
+        collective = connect_group(group, device, transport)
+        return [CollectiveCarrier(collective) for _ in range(count)], collective.name
     if transport not in ("auto", "process-group"):
         raise KrakenError(f"transport={transport!r}: GPUs exchange through NCCL: leave it out")
     assert group.handle is not None

@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, trying
+from krakenlm.parallel.launch import CONNECTING
 
 _T = TypeVar("_T")
 # Messages about the run itself travel between CPUs and never wait for a GPU's queue.
@@ -91,7 +92,8 @@ def joined(use_cpu: bool) -> Iterator[Ranks]:
     from accelerate import PartialState
 
     # Trainer's own state finds this connection and keeps it.
-    state = PartialState(cpu=use_cpu, backend=None if use_cpu else _GPU_BACKENDS)
+    with trying(*CONNECTING):
+        state = PartialState(cpu=use_cpu, backend=None if use_cpu else _GPU_BACKENDS)
     yield Ranks(state.process_index, state.num_processes)
     # Not after an error: the others may be in the middle of a sum, and end with this process.
     distributed.destroy_process_group()

@@ -25,8 +25,10 @@ from krakenlm.console import notes
 from krakenlm.data.manifest import Manifest
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
+from krakenlm.errors import trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
+from krakenlm.parallel.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
 from krakenlm.train.checks import (
     check_checkpoint,
@@ -41,6 +43,8 @@ from krakenlm.train.ranks import Ranks, joined, share
 from krakenlm.train.recipe import Recipe, Training
 from krakenlm.train.run_folder import RunFolder, step_of
 from krakenlm.train.sharding import fsdp_settings
+
+_LESS = "if memory is short, lower batch_size and raise gradient_accumulation; else " + REPORT
 
 
 class Windows(Dataset[dict[str, torch.Tensor]]):
@@ -93,7 +97,7 @@ def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> Run
         transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
         transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
         held = run.held() if ranks.is_main else nullcontext()
-        with held, disk_errors(run.path):
+        with held, disk_errors(run.path), trying("training", _LESS):
             _train(recipe, run, ranks)
     return run
 
