@@ -50,18 +50,23 @@ def check_interface(interfaces: str) -> None:
     """
     if sys.platform != "linux":
         return
+    known = [name for _, name in socket.if_nameindex()]
     for name in interfaces.split(","):
         if not _is_up(name):
-            others = [other for _, other in socket.if_nameindex() if _is_up(other)]
-            raise KrakenError(_not_up(name, others))
+            raise KrakenError(_not_up(name, name in known, [n for n in known if _is_up(n)]))
 
 
-def _not_up(name: str, others: list[str]) -> str:
-    what = f"network interface {name}, on which the ranks meet, is not up"
-    if not others:
+def _not_up(name: str, exists: bool, others: list[str]) -> str:
+    what, advice = f"network interface {name}, on which the ranks meet, is not up", []
+    if not exists:
+        what = f"there is no network interface {name} for the ranks to meet on"
+    elif not others:
         what = f"no network interface is up, and the ranks meet on {name}"
-    elsewhere = f"set GLOO_SOCKET_IFNAME to another one ({', '.join(others)}), " if others else ""
-    return f"{what}: run `ip link set {name} up` as root, {elsewhere}or use --devices 1"
+    if exists:
+        advice.append(f"run `ip link set {name} up` as root")
+    if others:
+        advice.append(f"set GLOO_SOCKET_IFNAME to one that is up ({', '.join(others)})")
+    return f"{what}: {', '.join([*advice, 'or use --devices 1'])}"
 
 
 def _is_up(interface: str) -> bool:
