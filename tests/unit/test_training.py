@@ -432,6 +432,14 @@ def test_more_steps_without_the_word_are_refused_and_the_word_is_named(recipe):
         )
 
 
+def test_the_same_recipe_begins_anew_with_restart(recipe):
+    first = train(recipe(steps=2))
+    before = history(first)
+    again = train(recipe(steps=2), restart=True)
+    assert (again.path / "recipe.json").is_file()
+    assert history(again) == before
+
+
 def test_restart_of_an_extended_run_leaves_nothing_of_it(recipe):
     train(recipe(steps=2, save_every=1))
     run = train(recipe(steps=3, save_every=1), extend=True)

@@ -105,6 +105,7 @@ class RunFolder:
                 )
         elif restart:
             self._discard()
+            found = None
         else:
             before = schedule_of(found)
             recipe = _with_schedule_of(before, recipe)
@@ -117,7 +118,9 @@ class RunFolder:
                 )
             if recipe.training.steps > before.steps:
                 self._extend(before.steps, recipe, extend)
-        write_json(file, _plain({**recipe.to_dict(), **data}))
+        resolved = _plain({**recipe.to_dict(), **data})
+        if resolved != found:
+            write_json(file, resolved)
         return recipe
 
     def _extend(self, steps: int, recipe: Recipe, extend: bool) -> None:
