@@ -1,4 +1,4 @@
-"""Run the demo and keep what it found, for docs/results/NAME/, the README and the site.
+"""Run the demo and keep what it found, for docs/results/NAME/, README.md and docs/results.md.
 
     python scripts/publish_demo.py --name demo-openwebtext --text TEXT...
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import markers
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md",)
 RESULTS = ROOT / "docs" / "results"
 KEPT = ("results.json", "losses.png", "first_token.png", "timeline.png")
 

@@ -122,8 +122,18 @@ def test_files_that_a_page_names_exist(page):
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+def test_what_was_not_run_is_said_on_one_page():
+    said = re.compile(
+        r"(has|have) (not|never) (yet )?been\s+run|never\s+(been\s+)?run|not\s+run\s+yet"
+    )
+    pages_that_say_it = [
+        page.name for page in READERS_PAGES if said.search(page.read_text("utf-8"))
+    ]
+    assert pages_that_say_it == ["status.md"]
+
+
 def test_every_page_of_the_site_is_in_its_navigation():
-    navigation = re.findall(r"^  - .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    navigation = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(navigation) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
