@@ -1,4 +1,4 @@
-"""Run the demo and keep what it found, for docs/results/NAME/, the README and the site.
+"""Run the demo and keep what it found, for docs/results/NAME/, README.md and docs/results.md.
 
     python scripts/publish_demo.py --name demo-openwebtext --text TEXT...
     python scripts/publish_demo.py --draw
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from krakenlm.files import whole_directory
-from recording import DOCS, RESULTS, ROOT, Record, measure_and_draw, option_parser
+from recording import RESULTS, ROOT, Record, measure_and_draw, option_parser
 
-PAGES = (ROOT / "README.md", DOCS / "results.md")
+PAGES = (ROOT / "README.md",)
 SHOWN = RESULTS / "demo-openwebtext"
 KEPT = ("results.json", "losses.png", "first_token.png", "timeline.png")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import pages
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -137,11 +139,85 @@ def test_timelines_show_as_many_sums_as_the_wiring_says(wiring, layers):
     assert len(schedule.link) - exposed == traits.hidden(layers)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_links_within_the_documentation_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)", text)
-    assert [target for target in targets if not (DOCS / target).is_file()] == []
+READERS_PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
+SPEAK_OF_FILES = (*READERS_PAGES, *sorted((ROOT / "recipes").glob("*.toml")), ROOT / "mkdocs.yml")
+
+
+@pytest.mark.parametrize("page", READERS_PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    assert pages.broken(page) == []
+
+
+def test_pages_of_the_site_link_within_it():
+    targets = [link.target for page in DOCS.glob("*.md") for link in pages.links(page.read_text())]
+    assert [target for target in targets if target.startswith("..")] == []
+
+
+@pytest.mark.parametrize("page", SPEAK_OF_FILES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    named = pages.files_named(page.read_text(encoding="utf-8"))
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_what_was_not_run_is_said_on_one_page():
+    said = re.compile(
+        r"(has|have) (not|never) (yet )?been\s+run|never\s+(been\s+)?run|not\s+run\s+yet"
+        r"|[Nn]othing has been run"
+    )
+    pages_that_say_it = [
+        page.name for page in READERS_PAGES if said.search(page.read_text("utf-8"))
+    ]
+    assert pages_that_say_it == ["status.md"]
+
+
+def test_every_page_of_the_site_is_in_its_navigation():
+    navigation = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    ("link", "fault"),
+    [
+        ('[a](there.md) ![b](there.png) <img src="there.png">', None),
+        ("[a](#what-is-it) [b](there.md#two-words-and-code) [c](there.md#again_1)", "again_1"),
+        ("[a](there.md#again) [b](https://arxiv.org/abs/2408.07802#S1)", None),
+        ("`[a](not-a-link.md)` and\n```sh\n[b](not-a-link.md)\n```\n", None),
+        ("[a](gone.md)", "no such file"),
+        ("![a](gone.png)", "no such file"),
+        ('<img alt="a"\n src="gone.png">', "no such file"),
+        ("[a]\n\n[a]: gone.md", "no such file"),
+        ("[a](there.md#gone)", "no such heading"),
+        ("[a](there.md#Again)", "no such heading"),
+        ("[a](#gone)", "no such heading"),
+        ("[a](there.md#a-dash-between)", "no such heading"),  # GitHub's has two dashes
+        ("[a](there.md#in-a-fence)", "no such heading"),
+        ("[a](there.png#again)", "only pages"),
+        ("[a](/docs/there.md)", "not relative"),
+        ("[a](http://example.org)", "https"),
+        ("[a](https://nowhere)", "https"),
+    ],
+)
+def test_a_broken_link_is_found(tmp_path, link, fault):
+    (tmp_path / "there.png").touch()
+    (tmp_path / "there.md").write_text(
+        "# Two words, and `code`\n## Again\n### Again\n## A dash – between\n"
+        "```sh\n# In a fence\n```\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text(f"# What is it?\n\n{link}\n")
+    found = pages.broken(page)
+    assert found == [] if fault is None else (len(found) == 1 and fault in found[0]), found
+
+
+def test_a_broken_link_is_found_on_its_line(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One\n\n```sh\n[two](gone.md)\n```\n\nThree `four` [five,\nsix](gone.md)\n")
+    assert pages.broken(page) == ["page.md:8: gone.md: no such file"]
+
+
+def test_files_that_a_text_names_are_found():
+    text = "`docs/a.md`, (scripts/b_c.sh) docs/results/NAME/, recipes/*.toml; my/docs/d.md src/e.f"
+    assert pages.files_named(text) == {"docs/a.md", "scripts/b_c.sh", "src/e.f"}
 
 
 def test_every_figure_is_one_that_the_script_draws():
