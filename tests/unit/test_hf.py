@@ -14,18 +14,14 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Cache,
-    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
-    StaticCache,
 )
 
 import krakenlm  # noqa: F401  (registers the Auto classes)
 from krakenlm.config import WIRINGS
 from krakenlm.errors import ConfigError
 from krakenlm.integrations.hf import KrakenForCausalLM
-from krakenlm.integrations.hf_compat import CACHE_NAMES, cache_of
 from krakenlm.integrations.hf_config import KrakenConfig
 
 VOCAB = 29
@@ -43,7 +39,6 @@ SMALL: dict[str, Any] = {
 }
 
 all_wirings = pytest.mark.parametrize("wiring", WIRINGS)
-all_positions = pytest.mark.parametrize("position", ["learned", "rope"])
 
 
 @pytest.fixture(autouse=True)
@@ -70,13 +65,6 @@ def make(dtype: torch.dtype = torch.float64, **options: Any) -> KrakenForCausalL
 
 def tokens(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def naive_greedy(model: KrakenForCausalLM, ids: Tensor, new_tokens: int) -> Tensor:
-    for _ in range(new_tokens):
-        logits = model(ids, use_cache=False).logits
-        ids = torch.cat((ids, logits[:, -1].argmax(-1, keepdim=True)), dim=1)
-    return ids
 
 
 # Saving and loading
@@ -203,101 +191,6 @@ def test_branch_outputs_may_start_at_the_scale_of_a_single_stream() -> None:
         if parameter.std() > 0:
             found = (parameter.std() / all_streams[name].std()).item()
             assert found == pytest.approx(ratio, rel=0.05), name
-
-
-# Caches and generation
-
-
-@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("chunks", [[1] * 8, [3, 1, 4]], ids=["tokens", "chunks"])
-@all_positions
-@all_wirings
-def test_logits_with_a_cache_equal_logits_without(wiring, position, chunks, kind) -> None:
-    model = make(wiring=wiring, position=position)
-    ids = tokens(2, 8)
-    cache: Cache
-    if kind is DynamicCache:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = StaticCache(config=model.config, max_cache_len=12)
-    with torch.no_grad():
-        wanted = model(ids, use_cache=False).logits
-        found = [model(part, past_key_values=cache).logits for part in ids.split(chunks, dim=1)]
-    torch.testing.assert_close(torch.cat(found, dim=1), wanted, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("word", CACHE_NAMES)
-def test_a_cache_is_understood_by_its_old_and_its_new_name(word) -> None:
-    model = make()
-    ids = tokens(2, 6)
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        first = model(ids[:, :4], **{word: cache})
-        second = model(ids[:, 4:], **{word: cache}).logits
-        wanted = model(ids, use_cache=False).logits
-    assert cache_of(first) is cache
-    assert cache.get_seq_length() == 6
-    torch.testing.assert_close(second, wanted[:, 4:], rtol=1e-9, atol=1e-9)
-
-
-def test_two_caches_under_two_names_are_refused() -> None:
-    model = make()
-    one, other = (DynamicCache(config=model.config) for _ in range(2))
-    with pytest.raises(ValueError, match=r"cache and past_key_values .* give one"):
-        model(tokens(1, 3), cache=one, past_key_values=other)
-    model(tokens(1, 3), cache=one, past_key_values=one)
-    assert one.get_seq_length() == 3
-
-
-@pytest.mark.parametrize("cache", [None, "static"])
-@all_positions
-@all_wirings
-def test_greedy_generate_equals_the_naive_loop(wiring, position, cache) -> None:
-    model = make(wiring=wiring, position=position)
-    ids = tokens(4, 6)
-    wanted = naive_greedy(model, ids, 10)
-    assert len(wanted[:, 6:].unique()) > 4, "a constant answer tests nothing"
-    options = {} if cache is None else {"cache_implementation": cache, "disable_compile": True}
-    found = model.generate(ids, max_new_tokens=10, do_sample=False, **options)
-    assert torch.equal(found, wanted)
-
-
-@all_wirings
-def test_beam_search_is_the_same_with_and_without_a_cache(wiring) -> None:
-    model = make(wiring=wiring)
-    options = {"num_beams": 3, "max_new_tokens": 8, "do_sample": False}
-    found = model.generate(tokens(2, 5), **options)
-    assert found.shape == (2, 13)
-    assert torch.equal(found, model.generate(tokens(2, 5), use_cache=False, **options))
-
-
-def test_sampling_follows_the_seed() -> None:
-    model = make()
-
-    def sample(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return model.generate(tokens(1, 4), do_sample=True, max_new_tokens=16)
-
-    assert torch.equal(sample(3), sample(3))
-    assert not torch.equal(sample(3), sample(4))
-
-
-@all_positions
-@all_wirings
-def test_a_left_padded_batch_answers_as_each_prompt_alone(wiring, position) -> None:
-    model = make(wiring=wiring, position=position)
-    prompts = [tokens(length, seed=length) for length in (5, 3, 1)]
-    alone = [model.generate(prompt[None], max_new_tokens=8, do_sample=False) for prompt in prompts]
-    ids = torch.zeros(3, 5, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, 5 - len(prompt) :] = prompt
-        mask[row, 5 - len(prompt) :] = 1
-    found = model.generate(
-        ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
-    )
-    for row, answer in enumerate(alone):
-        assert torch.equal(found[row, 5:], answer[0, -8:])
 
 
 # Loss and training

@@ -115,6 +115,8 @@ _CHANGES_NOTHING: dict[str, tuple[bool | None, ...]] = {
     "is_causal": (None, True),
     "seq_idx": (None,),
 }
+# What ``generate`` needs itself, and lets through to the model in all but its assisted mode.
+_OF_GENERATE = frozenset({"tokenizer", "assistant_tokenizer"})
 # What Transformers declares that attention and losses may be given. Flex attention's options are
 # read from its ``**kwargs`` and declared nowhere.
 _DECLARED = (
@@ -145,7 +147,8 @@ def passed_on(model: PreTrainedModel, keywords: dict[str, Any]) -> dict[str, Any
             raise ConfigError(
                 f"{name}={asked[name]}: these models are causal, and return logits and caches only"
             )
-    rest = {name: value for name, value in keywords.items() if name not in _CHANGES_NOTHING}
+    dropped = _CHANGES_NOTHING.keys() | _OF_GENERATE
+    rest = {name: value for name, value in keywords.items() if name not in dropped}
     if not rest.keys() <= _DECLARED:
         _refuse_unknown(model, rest)
     return rest
