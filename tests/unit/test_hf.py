@@ -1,8 +1,11 @@
 """KrakenForCausalLM is a Hugging Face model like any other."""
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 
 import krakenlm  # noqa: F401  (registers the Auto classes)
 from krakenlm.config import WIRINGS
 from krakenlm.errors import ConfigError
-from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf import KrakenForCausalLM, eager_attention
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.integrations.hf_trainer import checkpoint_activations
 
 VOCAB = 29
 SMALL: dict[str, Any] = {
@@ -92,11 +99,28 @@ def test_save_and_load_round_trip(wiring, tied, tmp_path: Path) -> None:
     )
 
 
-def test_heads_of_odd_width_pass_checks_of_rotary_positions_elsewhere() -> None:
+def test_heads_of_odd_width_pass_what_transformers_asks_of_rotary_positions() -> None:
+    """vLLM calls these two on every configuration with ``rope_theta``, of learned positions too."""
     config = KrakenConfig(num_sublayers=2, hidden_size=62, heads_per_sublayer=2, head_dim=31)
+    before = config.to_dict()
     config.standardize_rope_params()
     config.validate_rope()
-    assert config.to_model_config().head_dim == 31
+    assert config.to_dict() == before, "what vLLM then reads as rotary positions"
+    PreTrainedConfig.standardize_rope_params(config)
+    assert config.to_dict() != before, "Transformers' own does as little: ours can go"
+
+
+def test_every_flag_of_the_class_is_one_that_transformers_reads() -> None:
+    """A flag that was renamed would be set and do nothing."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(KrakenForCausalLM)))
+    flags = {
+        target.id
+        for line in tree.body[0].body
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+    }
+    assert len(flags) > 8
+    assert {name for name in flags if not hasattr(PreTrainedModel, name)} == set()
 
 
 @pytest.mark.parametrize(
@@ -193,6 +217,87 @@ def test_branch_outputs_may_start_at_the_scale_of_a_single_stream() -> None:
             assert found == pytest.approx(ratio, rel=0.05), name
 
 
+# Keywords
+
+
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("atention_mask", "did you mean 'attention_mask'"),
+        ("past_key_value", "did you mean 'past_key_values'"),
+        ("num_item_in_batch", "did you mean 'num_items_in_batch'"),
+        ("token_type_ids", ""),
+        ("cache_position", ""),
+        ("xyz", ""),
+    ],
+)
+def test_a_keyword_that_nobody_knows_is_refused_by_name(keyword, hint) -> None:
+    message = rf"KrakenForCausalLM\.forward\(\) got an unknown keyword '{keyword}'.*{hint}"
+    with pytest.raises(TypeError, match=message):
+        make()(tokens(1, 3), **{keyword: None})
+
+
+@pytest.mark.parametrize(
+    ("keyword", "harmless", "refused"),
+    [
+        ("output_hidden_states", False, True),
+        ("output_attentions", False, True),
+        ("output_router_logits", False, True),
+        ("is_causal", True, False),
+        ("seq_idx", None, torch.zeros(1, 3, dtype=torch.int)),
+    ],
+)
+def test_what_the_model_does_not_do_is_refused_only_where_it_is_asked_for(
+    keyword, harmless, refused
+) -> None:
+    model, ids = make(), tokens(1, 3)
+    with torch.no_grad():
+        wanted = model(ids).logits
+        for value in (None, harmless):
+            assert torch.equal(model(ids, **{keyword: value}).logits, wanted)
+        with pytest.raises(ConfigError, match=f"{keyword}="):
+            model(ids, **{keyword: refused})
+
+
+def test_what_a_configuration_asks_for_and_the_model_does_not_do_is_refused() -> None:
+    model = make()
+    model.config.output_hidden_states = True
+    with pytest.raises(ConfigError, match="output_hidden_states=True"):
+        model(tokens(1, 3))
+
+
+def test_keywords_of_attention_and_loss_arrive_there(monkeypatch) -> None:
+    model, ids = make(), tokens(2, 5)
+    with torch.no_grad():
+        mean = model(ids, labels=ids).loss
+        # The sum over 8 predictions, divided by what the caller says they are.
+        assert model(ids, labels=ids, num_items_in_batch=16).loss.item() == pytest.approx(
+            mean.item() / 2, rel=1e-6
+        )
+        everything = torch.full_like(ids, 3)
+        shifted = model(ids, labels=ids, shift_labels=everything).loss
+        assert shifted.item() != pytest.approx(mean.item(), rel=1e-3)
+        seen: list[dict[str, Any]] = []
+
+        def watched(module: nn.Module, *tensors: Tensor, temperature: float = 1.0, **rest: Any):
+            seen.append({"temperature": temperature, **rest})
+            return eager_attention(module, *tensors, **rest)
+
+        AttentionInterface.register("watched", watched)
+        model.set_attn_implementation("watched")
+        model(ids, temperature=2.0, cu_seq_lens_q=None)
+    assert len(seen) == 3 and all(s["temperature"] == 2.0 for s in seen)
+    assert all("cu_seq_lens_q" in s for s in seen)
+    with pytest.raises(TypeError, match="'temperture': did you mean 'temperature'"):
+        model(ids, temperture=2.0)
+
+
+def test_an_answer_may_be_a_tuple() -> None:
+    model, ids = make(), tokens(1, 3)
+    logits, cache = model(ids, return_dict=False)
+    assert torch.equal(logits, model(ids).logits) and cache.get_seq_length() == 3
+
+
 # Loss and training
 
 
@@ -213,7 +318,6 @@ def test_loss_is_the_cross_entropy_of_the_next_token() -> None:
     assert found.loss.item() == pytest.approx((sum(losses) / len(losses)).item(), rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 @all_wirings
 def test_gradient_checkpointing_gives_the_same_gradients(wiring) -> None:
     model = make(wiring=wiring).train()
@@ -227,12 +331,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(wiring) -> None:
 
     wanted = gradients()
     assert len(calls) == 1
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     found = gradients()
     assert len(calls) == 2, "the layer was not computed again"
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    model.gradient_checkpointing_disable()
+    checkpoint_activations(model, on=False)
     gradients()
     assert len(calls) == 1
 
