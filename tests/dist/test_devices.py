@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import naive
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.sampling import Sampling
@@ -134,18 +135,6 @@ def answer(rank: Rank, directories: dict[str, Path]) -> None:
             )
 
 
-def greedy(model, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    found = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),  # otherwise token 0 is taken for padding
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    return found[0, len(prompt) :].tolist()
-
-
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
 def test_logits_and_tokens_do_not_depend_on_the_devices_or_how_they_are_used(
     models, sampled, devices
@@ -169,7 +158,7 @@ def test_logits_and_tokens_do_not_depend_on_the_devices_or_how_they_are_used(
         _, model = models[name]
         with torch.no_grad():
             wanted = model(PROMPT).logits
-        likeliest = [greedy(model, prompt) for prompt in PROMPTS]
+        likeliest = [naive.greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
         for (named, *run), (logits, answered, drawn) in heard.items():
             if named != name:
                 continue

@@ -8,6 +8,7 @@ import offline
 import pytest
 import torch
 
+import naive
 from generated_code import calls, overlapped
 from krakenlm.config import ModelConfig
 from krakenlm.integrations.hf import KrakenForCausalLM
@@ -46,7 +47,7 @@ def prompts(count: int = 64) -> list[list[int]]:
 
 
 class Expected:
-    """A checkpoint, and what Hugging Face generates from it."""
+    """A checkpoint, and what the naive loop says after each prompt."""
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         torch.manual_seed(0)
@@ -58,22 +59,10 @@ class Expected:
         self.tokens: list[list[int]] = []
         self.logprobs: list[list[float]] = []
         for prompt in prompts():
-            self._generate(model, torch.tensor([prompt]))
-
-    def _generate(self, model: KrakenForCausalLM, ids_BT: torch.Tensor) -> None:
-        found = model.generate(
-            ids_BT,
-            attention_mask=torch.ones_like(ids_BT),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        tokens = found.sequences[0, ids_BT.shape[1] :].tolist()
-        self.tokens.append(tokens)
-        self.logprobs.append(
-            [x.log_softmax(-1)[0, t].item() for x, t in zip(found.logits, tokens, strict=True)]
-        )
+            tokens_BN, logits_BNV = naive.continued(model, torch.tensor([prompt]), NEW_TOKENS)
+            self.tokens.append(tokens_BN[0].tolist())
+            chances = logits_BNV.log_softmax(-1).gather(2, tokens_BN[..., None])
+            self.logprobs.append(chances[0, :, 0].tolist())
 
 
 @pytest.fixture(scope="module")

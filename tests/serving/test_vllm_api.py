@@ -36,3 +36,15 @@ def test_graphs_in_pieces_are_cut_at_both_ends_of_a_sum(before, after):
         for _ in range(2):  # a second model adds nothing
             run_between_graphs(("krakenlm::begin_sum",))
     assert config.compilation_config.splitting_ops == after
+
+
+def test_a_configuration_passes_vllm_s_look_at_rotary_positions():
+    """A published Kraken has heads of odd width; vLLM looks at all configurations with a base."""
+    from vllm.transformers_utils.config import patch_rope_parameters
+
+    from krakenlm.integrations.hf_config import KrakenConfig
+
+    config = KrakenConfig(num_sublayers=2, hidden_size=62, heads_per_sublayer=2, head_dim=31)
+    before = config.to_dict()
+    patch_rope_parameters(config)
+    assert config.to_dict() == before

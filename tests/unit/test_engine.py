@@ -1,8 +1,9 @@
-"""The engine on one device, against Hugging Face's path through the same modules."""
+"""The engine on one device, against Hugging Face's class over the same modules, without a cache."""
 
 import pytest
 import torch
 
+import naive
 from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
@@ -44,15 +45,6 @@ def random_prompts(*lengths: int) -> list[list[int]]:
     return [torch.randint(61, (length,), generator=generator).tolist() for length in lengths]
 
 
-def greedy(model: KrakenForCausalLM, prompt: list[int], count: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    everything = torch.ones_like(ids)  # otherwise Transformers takes token 0 for padding
-    tokens = model.generate(
-        ids, attention_mask=everything, max_new_tokens=count, do_sample=False, pad_token_id=0
-    )
-    return tokens[0, len(prompt) :].tolist()
-
-
 def answers(engine: Engine, prompts, count: int, **arguments) -> list[list[int]]:
     """What ``generate`` yields step by step, as one row a prompt."""
     steps = list(engine.generate(prompts, max_new_tokens=count, **arguments))
@@ -66,13 +58,13 @@ def last_logits(engine: Engine, sequences: list[list[int]]) -> torch.Tensor:
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("position", ["learned", "rope"])
-def test_greedy_tokens_of_unequal_prompts_equal_hugging_faces_one_by_one(
+def test_greedy_tokens_of_unequal_prompts_are_those_of_each_alone_without_a_cache(
     wiring, position, tmp_path
 ):
     model = saved(tmp_path, wiring=wiring, position=position)
     engine = loaded(tmp_path)
     prompts = random_prompts(9, 1, 14, 9, 2)
-    assert answers(engine, prompts, 20) == [greedy(model, prompt, 20) for prompt in prompts]
+    assert answers(engine, prompts, 20) == [naive.greedy(model, prompt, 20) for prompt in prompts]
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -137,7 +129,7 @@ def test_captured_decode_passes_change_no_bit(wiring, tmp_path, monkeypatch):
 def test_answers_are_the_same_whatever_the_size_of_a_bucket(tmp_path, monkeypatch):
     model = saved(tmp_path)
     prompts = random_prompts(7, 8, 9)
-    wanted = [greedy(model, prompt, 30) for prompt in prompts]
+    wanted = [naive.greedy(model, prompt, 30) for prompt in prompts]
     for bucket in (1, SMALL_BUCKET, 128):
         monkeypatch.setattr(session_module, "BUCKET", bucket)
         for copying in (0, 3, 1000):  # how early all of the cache is looked at
@@ -166,7 +158,7 @@ def test_batches_of_other_sizes_in_turn_do_not_meet(tmp_path):
     engine = loaded(tmp_path)
     for lengths in [(20, 3), (5,), (1, 2), (5,), (7, 30, 1)]:
         prompts = random_prompts(*lengths)
-        assert answers(engine, prompts, 8) == [greedy(model, prompt, 8) for prompt in prompts]
+        assert answers(engine, prompts, 8) == [naive.greedy(model, prompt, 8) for prompt in prompts]
 
 
 def test_two_answers_under_way_at_once_do_not_meet(tmp_path):
@@ -175,8 +167,8 @@ def test_two_answers_under_way_at_once_do_not_meet(tmp_path):
     one, other = random_prompts(6, 9)
     both = [engine.generate([prompt], max_new_tokens=10) for prompt in (one, other)]
     steps = list(zip(*both, strict=True))
-    assert [step[0][0] for step in steps] == greedy(model, one, 10)
-    assert [step[1][0] for step in steps] == greedy(model, other, 10)
+    assert [step[0][0] for step in steps] == naive.greedy(model, one, 10)
+    assert [step[1][0] for step in steps] == naive.greedy(model, other, 10)
 
 
 def test_an_answer_given_up_leaves_the_engine_usable(tmp_path):
@@ -187,7 +179,7 @@ def test_an_answer_given_up_leaves_the_engine_usable(tmp_path):
     next(under_way)
     next(under_way)
     under_way.close()
-    assert answers(engine, prompts, 20) == [greedy(model, prompt, 20) for prompt in prompts]
+    assert answers(engine, prompts, 20) == [naive.greedy(model, prompt, 20) for prompt in prompts]
 
 
 def test_sequences_stop_at_their_end_token(tmp_path):

@@ -1,8 +1,11 @@
 """KrakenForCausalLM is a Hugging Face model like any other."""
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
-    Cache,
-    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
-    StaticCache,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 
 import krakenlm  # noqa: F401  (registers the Auto classes)
 from krakenlm.config import WIRINGS
 from krakenlm.errors import ConfigError
-from krakenlm.integrations.hf import KrakenForCausalLM
-from krakenlm.integrations.hf_compat import CACHE_NAMES, cache_of
+from krakenlm.integrations.hf import KrakenForCausalLM, eager_attention
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.integrations.hf_trainer import checkpoint_activations
 
 VOCAB = 29
 SMALL: dict[str, Any] = {
@@ -43,7 +46,6 @@ SMALL: dict[str, Any] = {
 }
 
 all_wirings = pytest.mark.parametrize("wiring", WIRINGS)
-all_positions = pytest.mark.parametrize("position", ["learned", "rope"])
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +74,6 @@ def tokens(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def naive_greedy(model: KrakenForCausalLM, ids: Tensor, new_tokens: int) -> Tensor:
-    for _ in range(new_tokens):
-        logits = model(ids, use_cache=False).logits
-        ids = torch.cat((ids, logits[:, -1].argmax(-1, keepdim=True)), dim=1)
-    return ids
-
-
 # Saving and loading
 
 
@@ -104,11 +99,28 @@ def test_save_and_load_round_trip(wiring, tied, tmp_path: Path) -> None:
     )
 
 
-def test_heads_of_odd_width_pass_checks_of_rotary_positions_elsewhere() -> None:
+def test_heads_of_odd_width_pass_what_transformers_asks_of_rotary_positions() -> None:
+    """vLLM calls these two on every configuration with ``rope_theta``, of learned positions too."""
     config = KrakenConfig(num_sublayers=2, hidden_size=62, heads_per_sublayer=2, head_dim=31)
+    before = config.to_dict()
     config.standardize_rope_params()
     config.validate_rope()
-    assert config.to_model_config().head_dim == 31
+    assert config.to_dict() == before, "what vLLM then reads as rotary positions"
+    PreTrainedConfig.standardize_rope_params(config)
+    assert config.to_dict() != before, "Transformers' own does as little: ours can go"
+
+
+def test_every_flag_of_the_class_is_one_that_transformers_reads() -> None:
+    """A flag that was renamed would be set and do nothing."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(KrakenForCausalLM)))
+    flags = {
+        target.id
+        for line in tree.body[0].body
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+    }
+    assert len(flags) > 8
+    assert {name for name in flags if not hasattr(PreTrainedModel, name)} == set()
 
 
 @pytest.mark.parametrize(
@@ -205,99 +217,85 @@ def test_branch_outputs_may_start_at_the_scale_of_a_single_stream() -> None:
             assert found == pytest.approx(ratio, rel=0.05), name
 
 
-# Caches and generation
+# Keywords
 
 
-@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("chunks", [[1] * 8, [3, 1, 4]], ids=["tokens", "chunks"])
-@all_positions
-@all_wirings
-def test_logits_with_a_cache_equal_logits_without(wiring, position, chunks, kind) -> None:
-    model = make(wiring=wiring, position=position)
-    ids = tokens(2, 8)
-    cache: Cache
-    if kind is DynamicCache:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = StaticCache(config=model.config, max_cache_len=12)
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("atention_mask", "did you mean 'attention_mask'"),
+        ("past_key_value", "did you mean 'past_key_values'"),
+        ("num_item_in_batch", "did you mean 'num_items_in_batch'"),
+        ("token_type_ids", ""),
+        ("cache_position", ""),
+        ("xyz", ""),
+    ],
+)
+def test_a_keyword_that_nobody_knows_is_refused_by_name(keyword, hint) -> None:
+    message = rf"KrakenForCausalLM\.forward\(\) got an unknown keyword '{keyword}'.*{hint}"
+    with pytest.raises(TypeError, match=message):
+        make()(tokens(1, 3), **{keyword: None})
+
+
+@pytest.mark.parametrize(
+    ("keyword", "harmless", "refused"),
+    [
+        ("output_hidden_states", False, True),
+        ("output_attentions", False, True),
+        ("output_router_logits", False, True),
+        ("is_causal", True, False),
+        ("seq_idx", None, torch.zeros(1, 3, dtype=torch.int)),
+    ],
+)
+def test_what_the_model_does_not_do_is_refused_only_where_it_is_asked_for(
+    keyword, harmless, refused
+) -> None:
+    model, ids = make(), tokens(1, 3)
     with torch.no_grad():
-        wanted = model(ids, use_cache=False).logits
-        found = [model(part, past_key_values=cache).logits for part in ids.split(chunks, dim=1)]
-    torch.testing.assert_close(torch.cat(found, dim=1), wanted, rtol=1e-9, atol=1e-9)
+        wanted = model(ids).logits
+        for value in (None, harmless):
+            assert torch.equal(model(ids, **{keyword: value}).logits, wanted)
+        with pytest.raises(ConfigError, match=f"{keyword}="):
+            model(ids, **{keyword: refused})
 
 
-@pytest.mark.parametrize("word", CACHE_NAMES)
-def test_a_cache_is_understood_by_its_old_and_its_new_name(word) -> None:
+def test_what_a_configuration_asks_for_and_the_model_does_not_do_is_refused() -> None:
     model = make()
-    ids = tokens(2, 6)
-    cache = DynamicCache(config=model.config)
+    model.config.output_hidden_states = True
+    with pytest.raises(ConfigError, match="output_hidden_states=True"):
+        model(tokens(1, 3))
+
+
+def test_keywords_of_attention_and_loss_arrive_there(monkeypatch) -> None:
+    model, ids = make(), tokens(2, 5)
     with torch.no_grad():
-        first = model(ids[:, :4], **{word: cache})
-        second = model(ids[:, 4:], **{word: cache}).logits
-        wanted = model(ids, use_cache=False).logits
-    assert cache_of(first) is cache
-    assert cache.get_seq_length() == 6
-    torch.testing.assert_close(second, wanted[:, 4:], rtol=1e-9, atol=1e-9)
+        mean = model(ids, labels=ids).loss
+        # The sum over 8 predictions, divided by what the caller says they are.
+        assert model(ids, labels=ids, num_items_in_batch=16).loss.item() == pytest.approx(
+            mean.item() / 2, rel=1e-6
+        )
+        everything = torch.full_like(ids, 3)
+        shifted = model(ids, labels=ids, shift_labels=everything).loss
+        assert shifted.item() != pytest.approx(mean.item(), rel=1e-3)
+        seen: list[dict[str, Any]] = []
+
+        def watched(module: nn.Module, *tensors: Tensor, temperature: float = 1.0, **rest: Any):
+            seen.append({"temperature": temperature, **rest})
+            return eager_attention(module, *tensors, **rest)
+
+        AttentionInterface.register("watched", watched)
+        model.set_attn_implementation("watched")
+        model(ids, temperature=2.0, cu_seq_lens_q=None)
+    assert len(seen) == 3 and all(s["temperature"] == 2.0 for s in seen)
+    assert all("cu_seq_lens_q" in s for s in seen)
+    with pytest.raises(TypeError, match="'temperture': did you mean 'temperature'"):
+        model(ids, temperture=2.0)
 
 
-def test_two_caches_under_two_names_are_refused() -> None:
-    model = make()
-    one, other = (DynamicCache(config=model.config) for _ in range(2))
-    with pytest.raises(ValueError, match=r"cache and past_key_values .* give one"):
-        model(tokens(1, 3), cache=one, past_key_values=other)
-    model(tokens(1, 3), cache=one, past_key_values=one)
-    assert one.get_seq_length() == 3
-
-
-@pytest.mark.parametrize("cache", [None, "static"])
-@all_positions
-@all_wirings
-def test_greedy_generate_equals_the_naive_loop(wiring, position, cache) -> None:
-    model = make(wiring=wiring, position=position)
-    ids = tokens(4, 6)
-    wanted = naive_greedy(model, ids, 10)
-    assert len(wanted[:, 6:].unique()) > 4, "a constant answer tests nothing"
-    options = {} if cache is None else {"cache_implementation": cache, "disable_compile": True}
-    found = model.generate(ids, max_new_tokens=10, do_sample=False, **options)
-    assert torch.equal(found, wanted)
-
-
-@all_wirings
-def test_beam_search_is_the_same_with_and_without_a_cache(wiring) -> None:
-    model = make(wiring=wiring)
-    options = {"num_beams": 3, "max_new_tokens": 8, "do_sample": False}
-    found = model.generate(tokens(2, 5), **options)
-    assert found.shape == (2, 13)
-    assert torch.equal(found, model.generate(tokens(2, 5), use_cache=False, **options))
-
-
-def test_sampling_follows_the_seed() -> None:
-    model = make()
-
-    def sample(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return model.generate(tokens(1, 4), do_sample=True, max_new_tokens=16)
-
-    assert torch.equal(sample(3), sample(3))
-    assert not torch.equal(sample(3), sample(4))
-
-
-@all_positions
-@all_wirings
-def test_a_left_padded_batch_answers_as_each_prompt_alone(wiring, position) -> None:
-    model = make(wiring=wiring, position=position)
-    prompts = [tokens(length, seed=length) for length in (5, 3, 1)]
-    alone = [model.generate(prompt[None], max_new_tokens=8, do_sample=False) for prompt in prompts]
-    ids = torch.zeros(3, 5, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, 5 - len(prompt) :] = prompt
-        mask[row, 5 - len(prompt) :] = 1
-    found = model.generate(
-        ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
-    )
-    for row, answer in enumerate(alone):
-        assert torch.equal(found[row, 5:], answer[0, -8:])
+def test_an_answer_may_be_a_tuple() -> None:
+    model, ids = make(), tokens(1, 3)
+    logits, cache = model(ids, return_dict=False)
+    assert torch.equal(logits, model(ids).logits) and cache.get_seq_length() == 3
 
 
 # Loss and training
@@ -320,7 +318,6 @@ def test_loss_is_the_cross_entropy_of_the_next_token() -> None:
     assert found.loss.item() == pytest.approx((sum(losses) / len(losses)).item(), rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 @all_wirings
 def test_gradient_checkpointing_gives_the_same_gradients(wiring) -> None:
     model = make(wiring=wiring).train()
@@ -334,12 +331,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(wiring) -> None:
 
     wanted = gradients()
     assert len(calls) == 1
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     found = gradients()
     assert len(calls) == 2, "the layer was not computed again"
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    model.gradient_checkpointing_disable()
+    checkpoint_activations(model, on=False)
     gradients()
     assert len(calls) == 1
 

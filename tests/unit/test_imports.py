@@ -40,6 +40,18 @@ LAZY = {"__init__", "_registration"}
 # vLLM is optional and changes fast: one file holds what depends on it, another registers with it.
 VLLM_MAY_BE_IMPORTED_IN = {"serving/vllm_api.py", "serving/plugin.py"}
 
+# Transformers, accelerate and lm-evaluation-harness change as fast: what depends on their insides
+# stands in these files. Other folders deal with none of them.
+INSIDES_MAY_BE_USED_IN = {
+    "integrations/hf_compat.py",
+    "integrations/hf_trainer.py",
+    "serving/vllm_api.py",
+}
+DOCUMENTED = {"transformers.utils.logging"}
+DEAL_WITH_LIBRARIES = ("integrations", "train", "eval", "demo", "serving", "cli")
+# Of the standard library: what a named tuple offers, and an end without clean-up.
+NOT_PRIVATE = {"_replace", "_asdict", "_exit"}
+
 WIRINGS_MAY_BE_COMPARED_IN = ("config/", "model/wiring.py")
 
 
@@ -122,6 +134,36 @@ def vllm_imports(root: Path) -> list[str]:
         for module, line in imports(path, package)
         if module.partition(".")[0] == "vllm"
     ]
+
+
+def uses_of_insides(root: Path) -> list[str]:
+    """Submodules of Transformers, and private names of other objects, outside their files."""
+    found: list[str] = []
+    for path, package in source_files(root):
+        relative = path.relative_to(root)
+        if relative.as_posix() in INSIDES_MAY_BE_USED_IN:
+            continue
+        found.extend(
+            f"{relative}:{line}: {module}"
+            for module, line in imports(path, package)
+            if re.match(r"transformers\.\w+\.\w", module) and module not in DOCUMENTED
+        )
+        if relative.parts[0] in DEAL_WITH_LIBRARIES:
+            found.extend(
+                f"{relative}:{node.lineno}: {ast.unparse(node)}"
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+                if isinstance(node, ast.Attribute) and _is_private(node)
+            )
+    return found
+
+
+def _is_private(node: ast.Attribute) -> bool:
+    """Whether an attribute is one that its owner keeps to itself, and the owner another object."""
+    own = ast.unparse(node.value) in ("self", "cls", "super()")
+    name = node.attr
+    return (
+        name.startswith("_") and not name.startswith("__") and not own and (name not in NOT_PRIVATE)
+    )
 
 
 def wiring_comparisons(root: Path) -> list[str]:
@@ -250,6 +292,31 @@ def test_an_import_of_vllm_elsewhere_is_found(tmp_path):
     assert vllm_imports(tree(tmp_path, files)) == [
         "serving/vllm_model.py:2: vllm.config.VllmConfig"
     ]
+
+
+def test_insides_of_libraries_are_used_in_their_own_places_only():
+    assert uses_of_insides(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trainer._tr_loss = 0",
+        "def f(self):\n    return self.config._attn_implementation",
+        "from transformers.masking_utils import create_causal_mask",
+        "def f():\n    import transformers.trainer_utils.helpers",
+    ],
+)
+def test_a_use_of_insides_elsewhere_is_found(tmp_path, text):
+    files = {"train/loop.py": text, "integrations/hf_compat.py": text}
+    (line,) = uses_of_insides(tree(tmp_path, files))
+    assert line.startswith("train/loop.py:")
+
+
+def test_what_is_public_or_one_s_own_is_left_alone(tmp_path):
+    text = "from transformers import Trainer\nfrom transformers.utils import logging\nself._a = 1"
+    files = {"train/loop.py": text, "model/packed.py": "torch.ops._linear"}
+    assert uses_of_insides(tree(tmp_path, files)) == []
 
 
 def test_only_the_wirings_themselves_ask_which_architecture_runs():

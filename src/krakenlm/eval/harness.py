@@ -19,6 +19,7 @@ from krakenlm.eval.harness_tasks import Asked, find_files, from_files, from_hub
 from krakenlm.eval.model import check_directory, pick_device
 from krakenlm.eval.official import VALIDATION_FILE, Task
 from krakenlm.eval.report import Absence, Backend, EvalReport, TaskScore
+from krakenlm.overrides import changed
 
 
 class HarnessModel(Protocol):
@@ -28,7 +29,8 @@ class HarnessModel(Protocol):
         parameters: of the whole model.
         dtype_name: of the number format that it computes in.
         max_length: tokens that a request may have.
-        truncated: requests so far that were longer and lost their beginning.
+        asked: requests for a likelihood so far.
+        truncated: those of them that were longer and lost their beginning.
         device: where it computes; of several, the first.
         runtime: what runs it.
         devices: how many it is shared out to.
@@ -36,6 +38,7 @@ class HarnessModel(Protocol):
 
     parameters: int
     dtype_name: str
+    asked: int
     truncated: int
     runtime: Backend
     devices: int
@@ -171,8 +174,10 @@ def _scores(lm: HarnessModel, asked: Sequence[Asked], limit: int | None) -> tupl
 def _score(lm: HarnessModel, asked: Asked, limit: int | None) -> TaskScore:
     from lm_eval.evaluator import evaluate as ask
 
-    before, name = lm.truncated, asked.task.harness
+    before, truncated, name = lm.asked, lm.truncated, asked.task.harness
     found = ask(lm=lm, task_dict=asked.loaded, limit=limit, log_samples=False)
+    if lm.asked == before:
+        raise changed("lm-evaluation-harness asks models in a way of its own")
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
     for key, value in found["results"][name].items():
@@ -189,7 +194,7 @@ def _score(lm: HarnessModel, asked: Asked, limit: int | None) -> TaskScore:
         metrics=metrics,
         standard_errors=errors,
         examples=found["n-samples"][name]["effective"],
-        truncated=lm.truncated - before,
+        truncated=lm.truncated - truncated,
         source=asked.source,
         sha256=asked.sha256,
         harness_task=name,

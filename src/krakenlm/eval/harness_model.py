@@ -1,13 +1,15 @@
 """How does lm-evaluation-harness load and ask a model of ours?
 
-Importing this module needs ``lm_eval`` and makes the harness know ``--model krakenlm``. Harnesses
-that look for plugins find the class without it, through the package's entry point.
+What depends on the harness's private names stands here and nowhere else. Importing this module
+needs ``lm_eval`` and makes the harness know ``--model krakenlm``. Harnesses that look for plugins
+find the class without it, through the package's entry point.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
@@ -15,21 +17,42 @@ from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.eval.model import load_causal_lm, pick_device
 from krakenlm.eval.report import Backend
+from krakenlm.overrides import replaces, require_arguments
 
 Request = tuple[Any, list[int], list[int]]
 """What is asked, the tokens of the context, and those of the answer whose likelihood is wanted."""
 
 
+class CountingLM:
+    """Stands before a model of the harness's among the bases of a class, and counts its requests.
+
+    Attributes:
+        asked: requests for a likelihood so far.
+        truncated: those of them that were longer than the context, so that the harness left out
+            the beginning of theirs.
+    """
+
+    asked = 0
+    truncated = 0
+
+    def longest(self) -> tuple[int, int]:
+        """Tokens of a request, answer included, and of an answer alone, that the model can see."""
+        raise NotImplementedError
+
+    @replaces(TemplateLM)
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **options: Any) -> Any:
+        self.asked += len(requests)
+        self.truncated += count_truncated(requests, *self.longest())
+        # Of the model behind this class, which knows its options by name.
+        return super()._loglikelihood_tokens(requests, **options)  # type: ignore[misc]
+
+
 @register_model("krakenlm")
-class KrakenLM(HFLM):  # type: ignore[misc]
+class KrakenLM(CountingLM, HFLM):  # type: ignore[misc]
     """The harness's own Transformers model, loaded the way this project loads models.
 
     That is: safetensors only, no code from the folder, and an error where weights and
     configuration do not fit instead of random numbers in the gaps.
-
-    Attributes:
-        truncated: requests so far that were longer than the context, so that the harness left out
-            the beginning of theirs.
     """
 
     runtime: Backend = "hf"
@@ -63,27 +86,27 @@ class KrakenLM(HFLM):  # type: ignore[misc]
             KrakenError: no such device or number format, or not a whole model.
         """
         model = load_causal_lm(pretrained, device=pick_device(device or "auto"))
-        super().__init__(
-            pretrained=model if dtype == "auto" else model.to(_dtype_named(dtype)),
-            tokenizer=load_tokenizer(pretrained),
-            backend="causal",
-            batch_size=batch_size,
-            max_batch_size=max_batch_size,
-            max_length=max_length,
-            add_bos_token=add_bos_token,
-            softmax_dtype=softmax_dtype,
-        )
-        self.truncated = 0
+        arguments = {
+            "pretrained": model if dtype == "auto" else model.to(_dtype_named(dtype)),
+            "tokenizer": load_tokenizer(pretrained),
+            "backend": "causal",
+            "batch_size": batch_size,
+            "max_batch_size": max_batch_size,
+            "max_length": max_length,
+            "add_bos_token": add_bos_token,
+            "softmax_dtype": softmax_dtype,
+        }
+        require_arguments(HFLM.__init__, arguments)  # it passes over what it does not know
+        super().__init__(**arguments)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.dtype_name = str(self.model.dtype).removeprefix("torch.")
 
     def close(self) -> None:
         """Nothing runs beside this process."""
 
-    def _loglikelihood_tokens(self, requests: Sequence[Request], *args: Any, **kwargs: Any) -> Any:
-        # The last token is only predicted, not seen.
-        self.truncated += count_truncated(requests, self.max_length + 1, self.max_length)
-        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+    def longest(self) -> tuple[int, int]:
+        """The last token is only predicted, not seen."""
+        return self.max_length + 1, self.max_length
 
 
 def count_truncated(requests: Sequence[Request], longest: int, longest_answer: int) -> int:

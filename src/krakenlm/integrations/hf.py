@@ -15,11 +15,11 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from krakenlm.errors import ConfigError
 from krakenlm.integrations.hf_compat import (
     CACHE_NAMES,
+    CausalLMOutputWithPast,
     attention_function,
     can_return_tuple,
     causal_mask,
@@ -57,6 +57,9 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(config)
         self.model = Decoder(config.to_model_config())
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            # Trainer warns of what a checkpoint lacks, but for these.
+            self._keys_to_ignore_on_save = {"lm_head.weight"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -8,9 +8,10 @@ Transformers' masks, and what ``generate`` reads from its output.
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import transformers
 from torch import Tensor
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
@@ -24,6 +25,7 @@ from krakenlm.overrides import names_with_default
 
 __all__ = [
     "CACHE_NAMES",
+    "CausalLMOutputWithPast",
     "attention_function",
     "cache_of",
     "can_return_tuple",
@@ -31,6 +33,7 @@ __all__ = [
     "given_cache",
     "output_with_cache",
     "passed_on",
+    "server",
 ]
 
 # Of an output and of an argument. All versions allowed know one of the two, some both.
@@ -112,6 +115,8 @@ _CHANGES_NOTHING: dict[str, tuple[bool | None, ...]] = {
     "is_causal": (None, True),
     "seq_idx": (None,),
 }
+# What ``generate`` needs itself, and lets through to the model in all but its assisted mode.
+_OF_GENERATE = frozenset({"tokenizer", "assistant_tokenizer"})
 # What Transformers declares that attention and losses may be given. Flex attention's options are
 # read from its ``**kwargs`` and declared nowhere.
 _DECLARED = (
@@ -142,7 +147,8 @@ def passed_on(model: PreTrainedModel, keywords: dict[str, Any]) -> dict[str, Any
             raise ConfigError(
                 f"{name}={asked[name]}: these models are causal, and return logits and caches only"
             )
-    rest = {name: value for name, value in keywords.items() if name not in _CHANGES_NOTHING}
+    dropped = _CHANGES_NOTHING.keys() | _OF_GENERATE
+    rest = {name: value for name, value in keywords.items() if name not in dropped}
     if not rest.keys() <= _DECLARED:
         _refuse_unknown(model, rest)
     return rest
@@ -162,3 +168,25 @@ def _refuse_unknown(model: PreTrainedModel, keywords: dict[str, Any]) -> None:
             raise TypeError(
                 f"{type(model).__name__}.forward() got an unknown keyword {keyword!r}{hint}"
             )
+
+
+def server(name: str, model_class: type[PreTrainedModel]) -> Callable[[Sequence[str]], None] | None:
+    """What runs ``transformers serve`` with a class of ours; None where it is not installed.
+
+    Args:
+        name: of the class, as checkpoints spell it.
+        model_class: that has it.
+    """
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        return None
+    from transformers.cli.transformers import app
+
+    # The server looks for the class that a checkpoint names in this module, and nowhere else.
+    setattr(transformers, name, model_class)
+
+    def run(arguments: Sequence[str]) -> None:
+        app(["serve", *arguments], prog_name="krakenlm hf-serve", standalone_mode=False)
+
+    return run

@@ -96,10 +96,13 @@ def save_and_stop(control: TrainerControl) -> None:
     control.should_save = control.should_training_stop = True
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Compute activations again in the backward pass; the older of two names warns."""
-    enable: Callable[[], None] | None = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)()
+def checkpoint_activations(model: PreTrainedModel, *, on: bool = True) -> None:
+    """Compute activations again in the backward pass, or keep them."""
+    ending = "enable" if on else "disable"
+    # The second is the older name, of which newer versions warn.
+    names = (f"{kind}_checkpointing_{ending}" for kind in ("activation", "gradient"))
+    set_it: Callable[[], None] = next(getattr(model, n) for n in names if hasattr(model, n))
+    set_it()
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:

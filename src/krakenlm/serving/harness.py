@@ -1,9 +1,8 @@
 """How does lm-evaluation-harness ask a model that vLLM runs?"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from krakenlm.eval.harness import HarnessModel, require_harness
 from krakenlm.eval.model import check_directory
 from krakenlm.eval.report import Backend
 from krakenlm.model.checkpoint import read_config
+from krakenlm.overrides import require_arguments
 from krakenlm.serving.machine import QUIET, cpu_settings, vllm_is_for_cpus
 from krakenlm.serving.parts import own_shard
 
@@ -46,23 +46,24 @@ def _harness_model(model: Path, devices: int, parameters: int, batch_size: int) 
     """The harness's own vLLM model, with what a report asks; vLLM starts here."""
     from lm_eval.models.vllm_causallms import VLLM
 
-    from krakenlm.eval.harness_model import count_truncated
+    from krakenlm.eval.harness_model import CountingLM
     from krakenlm.serving import vllm_api as api
 
-    class VllmLM(VLLM):  # type: ignore[misc]
+    class VllmLM(CountingLM, VLLM):  # type: ignore[misc]
         runtime: Backend = "vllm"
 
         def __init__(self) -> None:
-            super().__init__(
-                str(model),
-                dtype=_stored_dtype(model),
-                tensor_parallel_size=devices,
-                add_bos_token=False,
-                max_num_seqs=batch_size,
-            )
+            arguments = {
+                "pretrained": str(model),
+                "dtype": _stored_dtype(model),
+                "tensor_parallel_size": devices,
+                "add_bos_token": False,
+            }
+            require_arguments(VLLM.__init__, arguments)
+            # What the harness does not know goes to vLLM, which refuses what it does not know.
+            super().__init__(**arguments, max_num_seqs=batch_size)
             self.devices = devices
             self.parameters = parameters
-            self.truncated = 0
 
         @property
         def dtype_name(self) -> str:
@@ -75,11 +76,9 @@ def _harness_model(model: Path, devices: int, parameters: int, batch_size: int) 
         def close(self) -> None:
             api.shut_down(self.model)
 
-        def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        def longest(self) -> tuple[int, int]:
             # vLLM sees the last token as well, and generates one behind it.
-            longest = self.max_length - 1
-            self.truncated += count_truncated(requests, longest, longest - 1)
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+            return self.max_length - 1, self.max_length - 2
 
     lm: HarnessModel = VllmLM()
     return lm

@@ -26,19 +26,14 @@ def serve(model: Path, flags: Sequence[str]) -> None:
     """
     check_directory(model)
     read_config(model)
-    import transformers
-    from transformers.utils.import_utils import is_serve_available
+    from krakenlm.integrations.hf import KrakenForCausalLM
+    from krakenlm.integrations.hf_compat import server
 
-    if not is_serve_available():
+    run = server(ARCHITECTURE, KrakenForCausalLM)
+    if run is None:
         raise KrakenError(
             "the server of Transformers is not installed: pip install 'transformers[serving]'"
         )
-    from transformers.cli.transformers import app
-
-    from krakenlm.integrations.hf import KrakenForCausalLM
-
-    # The server looks for the class that a checkpoint names in this module, and nowhere else.
-    setattr(transformers, ARCHITECTURE, KrakenForCausalLM)
     if not has_chat_template(model):
         notes.print(
             f"chats will be refused: {model} has no chat_template.jinja; completions will work",
@@ -48,4 +43,4 @@ def serve(model: Path, flags: Sequence[str]) -> None:
     url = f"http://{values['--host']}:{values['--port']}"
     results.print(f"serving {model} on {url} with Transformers; once it is up:", markup=False)
     results.print(streaming_request(url, str(model)), markup=False)
-    app(["serve", str(model), *flags], prog_name="krakenlm hf-serve", standalone_mode=False)
+    run([str(model), *flags])

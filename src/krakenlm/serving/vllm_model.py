@@ -118,6 +118,7 @@ class KrakenForCausalLM(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [T, D]."""
+        assert intermediate_tensors is None, "vLLM has pipelines only of models that say they can"
         return self.model(input_ids, positions, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:

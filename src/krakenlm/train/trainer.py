@@ -95,7 +95,6 @@ def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> Run
         if ranks.is_main:
             _introduce(recipe)
         transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
-        transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
         held = run.held() if ranks.is_main else nullcontext()
         with held, disk_errors(run.path), trying("training", _LESS):
             _train(recipe, run, ranks)
