@@ -17,7 +17,7 @@ _Text = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE...",
-        help="Text files: .jsonl, plain text, either also as .gz; .parquet, .csv, .json, ...",
+        help="Text files: .jsonl, .csv, plain text, all also as .gz; .parquet, .json, ...",
         show_default=False,
     ),
 ]

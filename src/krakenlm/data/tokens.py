@@ -213,7 +213,8 @@ def _name(skipped: Skipped, manifest: Manifest) -> None:
         return
     few = manifest.skipped == len(skipped.named)
     which = "" if few else f"; the first {len(skipped.named)}"
-    note = f"note: {manifest.skipped:,} bad lines left out, counted in {MANIFEST}{which}:"
+    what = "bad line" if manifest.skipped == 1 else "bad lines"
+    note = f"note: {manifest.skipped:,} {what} left out, counted in {MANIFEST}{which}:"
     notes.print("\n  ".join([note, *skipped.named]), markup=False, soft_wrap=True)
 
 
