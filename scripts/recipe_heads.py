@@ -1,4 +1,4 @@
-"""Write what the recipes' heads say of tokens, arithmetic and time, from the recipes themselves.
+"""Write what the recipes' heads say of tokens, arithmetic and time, and the dataset's name.
 
 A test compares the committed heads with what this script makes. Times are estimates: the
 arithmetic of a run over what the named hardware is assumed to reach.
@@ -15,6 +15,8 @@ from krakenlm.train.meter import peak_flops
 from krakenlm.train.recipe import Recipe, read_recipe
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+# OpenWebText as Parquet files; ``openwebtext`` itself is a script, which datasets does not run.
+DATASET = "vietgpt/openwebtext_en"
 # What the GPT-2 tokenizer, padded, and the small recipes' own tokenizer have.
 VOCABULARY = 4096
 # What a short run of recipes/small-cpu-gpt2.toml reached on two cores of an AMD EPYC in bfloat16
@@ -82,7 +84,7 @@ def filled(text: str, name: str, recipe: Recipe) -> str:
     for word, line in head(name, recipe).items():
         text, found = re.subn(rf"^# {word}: .*$", f"# {word}: {line}", text, flags=re.MULTILINE)
         assert found == 1, f"{name} has {found} lines that begin with '# {word}: '"
-    return text
+    return re.sub(r"^(#   krakenlm prepare --dataset) \S+", rf"\1 {DATASET}", text, flags=re.M)
 
 
 def load(path: Path) -> Recipe:

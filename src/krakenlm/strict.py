@@ -58,7 +58,7 @@ def read_json(path: Path, advice: str) -> Any:
         KrakenError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())  # which tells UTF-8 and UTF-16 apart, with marks
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:

@@ -85,6 +85,7 @@ def test_version(cli):
         ["prepare", "out", "--tokenizer", "train:300"],
         ["prepare", "out", "--text", "a.txt", "--dataset", "openwebtext"],
         ["prepare", "out", "--text", "a.txt", "--split", "test"],
+        ["prepare", "out", "--text", "a.txt", "--revision", "main"],
         ["prepare", "out", "--verify", "--text", "a.txt"],
         ["prepare", "out", "--tokenizer", "train:300", "--text"],
         ["demo", "--text"],
@@ -559,6 +560,22 @@ def test_prepare_checks_what_it_made(cli, tmp_path, tiny_data):
     (data / "train-00000.bin").write_bytes(tokens)
     outcome = cli("prepare", "--verify", "data")
     assert_refused(outcome, "data is damaged", "train-00000.bin: copy again", progress=True)
+
+
+def test_prepare_stops_at_a_bad_line_or_leaves_it_out(cli, tmp_path):
+    lines = [json.dumps({"text": f"{i} {tiny.text(3)}"}) for i in range(60)]
+    text = "\ufeff" + "\n".join([*lines[:9], "{nope", *lines[9:]])
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    arguments = ("prepare", "out", "--text", "a.jsonl", "--tokenizer", "train:300")
+    assert_refused(
+        cli(*arguments), "a.jsonl:10: not valid JSON", "--skip-bad leaves such lines", progress=True
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    outcome = cli(*arguments, "--skip-bad", "--validation-fraction", "0.2")
+    assert outcome.code == 0
+    assert "note: 1 bad line left out, counted in manifest.json:\n  a.jsonl:10: " in outcome.err
+    (source,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]
+    assert (source["path"], source["skipped"]) == ("a.jsonl", 1)
 
 
 def test_prepare_without_the_hub(cli, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ PACKAGE = Path(krakenlm.__file__).parent
 # share a place must not import each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"files", "console", "strict", "spread", "environment", "overrides"}),
+    frozenset({"files", "console", "strict", "spread", "environment", "overrides", "utf8"}),
     frozenset({"config"}),
     frozenset({"data", "model"}),
     frozenset({"parallel", "integrations"}),

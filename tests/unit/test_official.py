@@ -50,6 +50,18 @@ def test_rows_of_flat_tasks_keep_their_columns_and_have_numbers_for_labels(folde
     }
 
 
+def test_encodings_of_official_files(folder):
+    path = folder / "BoolQ" / "val.jsonl"
+    rows, content = rows_of(folder, "BoolQ"), path.read_text(encoding="utf-8")
+    path.write_text(content, encoding="utf-8-sig")
+    assert rows_of(folder, "BoolQ") == rows
+    path.write_text(content, encoding="utf-16")
+    with pytest.raises(
+        KrakenError, match=r"val\.jsonl is UTF-16 text: convert it, iconv -f UTF-16"
+    ):
+        rows_of(folder, "BoolQ")
+
+
 def test_multirc_gives_a_row_for_each_answer(folder):
     rows = rows_of(folder, "MultiRC")
     assert [row["answer"] for row in rows] == [

@@ -1,5 +1,6 @@
 """Shards, processes and interruptions change no byte of what is prepared."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -115,8 +116,7 @@ def test_manifest_of_version_1_is_read(tmp_path, make):
         split["sha256"] = shard["sha256"]
         (tmp_path / "out" / shard["file"]).rename(tmp_path / "out" / f"{name}.bin")
     old["format_version"] = 1
-    for each in old["sources"]:
-        del each["part"]
+    old["sources"] = [{key: each[key] for key in ("path", "bytes")} for each in old["sources"]]
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(old))
     read = Manifest.load(tmp_path / "out")
     assert read.splits.train.shards[0].file == "train.bin"
@@ -127,6 +127,35 @@ def test_manifest_of_version_1_is_read(tmp_path, make):
     old["splits"]["train"]["sha256"] = 1
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(old))
     with pytest.raises(KrakenError, match=r"shards\[0\]\.sha256=1: needs a value of type str"):
+        Manifest.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("", {}),
+        ("split train[:1%], column text", {"split": "train[:1%]", "column": "text"}),
+        (
+            "configuration a, b, split train, column content",
+            {"config": "a, b", "split": "train", "column": "content"},
+        ),
+    ],
+)
+def test_manifest_of_version_2_is_read(tmp_path, make, part, said):
+    manifest = make()
+    path = tmp_path / "out" / "manifest.json"
+    old = json.loads(path.read_text())
+    old["format_version"] = 2
+    (source,) = old["sources"]
+    old["sources"] = [{"path": source["path"], "bytes": source["bytes"], "part": part}]
+    path.write_text(json.dumps(old))
+    read = Manifest.load(tmp_path / "out")
+    assert read.sources == (dataclasses.replace(manifest.sources[0], **said),)
+    assert read.skipped == 0
+    assert _identity(read) == _identity(manifest)
+    old["sources"][0]["part"] = "something else"
+    path.write_text(json.dumps(old))
+    with pytest.raises(KrakenError, match=r"unknown key 'part' in sources\[0\]"):
         Manifest.load(tmp_path / "out")
 
 
@@ -324,6 +353,102 @@ def test_text_added_at_the_end_is_taken_along(tmp_path, make, source, monkeypatc
     make()
     make("whole")
     assert tiny.snapshot(tmp_path / "out") == tiny.snapshot(tmp_path / "whole")
+
+
+def test_a_byte_order_mark_changes_neither_tokens_nor_what_goes_on(
+    tmp_path, make, source, monkeypatch
+):
+    make("whole")
+    interrupted(monkeypatch, make)
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    make()
+    assert tiny.snapshot(tmp_path / "out") == tiny.snapshot(tmp_path / "whole")
+
+
+# --- bad text ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(tmp_path, source):
+    """The text of ``source`` in two files, with 3 and 9 bad lines among them."""
+    lines = source.read_bytes().splitlines(keepends=True)
+    halves = {"b": (lines[:150], (10, 71, 132)), "c": (lines[150:], range(10, 100, 10))}
+    for name, (half, places) in halves.items():
+        for place in places:
+            half.insert(place, b'{"text": "cut\n')
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(half))
+    return [tmp_path / "b.jsonl", tmp_path / "c.jsonl"]
+
+
+def token_files(folder):
+    found = tiny.snapshot(folder)
+    return {name: data for name, data in found.items() if name != "manifest.json"}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bad_lines_are_left_out_counted_and_named(
+    tmp_path, make, spoilt, monkeypatch, capsys, processes
+):
+    make("whole")
+    monkeypatch.setattr(workers, "_WORTH_PROCESSES", 2)
+    manifest = make(texts=spoilt, skip_bad=True, workers=processes)
+    assert token_files(tmp_path / "out") == token_files(tmp_path / "whole")
+    assert [source.skipped for source in manifest.sources] == [3, 9]
+    assert Manifest.load(tmp_path / "out").skipped == manifest.skipped == 12
+    said = capsys.readouterr().err.split("note: ")[-1].splitlines()
+    assert said[0] == "12 bad lines left out, counted in manifest.json; the first 10:"
+    assert len(said) == 11
+    for line, (name, number) in zip(said[1:4], (("b", 11), ("b", 72), ("b", 133)), strict=True):
+        assert line.startswith(f"  {tmp_path}/{name}.jsonl:{number}: not valid JSON")
+
+
+@pytest.mark.parametrize("call", [45, 150, 299])
+def test_counts_of_what_is_left_out_survive_an_interruption(
+    tmp_path, make, spoilt, monkeypatch, capsys, call
+):
+    options = {"texts": spoilt, "skip_bad": True}
+    whole = make("whole", **options)
+    interrupted(monkeypatch, make, call, **options)
+    capsys.readouterr()
+    assert make(**options) == whole
+    assert tiny.snapshot(tmp_path / "out") == tiny.snapshot(tmp_path / "whole")
+    assert "12 bad lines left out" in capsys.readouterr().err
+
+
+def test_what_stopped_at_a_bad_line_goes_on_without_it(tmp_path, make, spoilt, monkeypatch):
+    make("whole", texts=spoilt, skip_bad=True)
+    lines = spoilt[0].read_bytes().splitlines(keepends=True)
+    spoilt[0].write_bytes(b"".join(line for line in lines if b'"cut' not in line))
+    with pytest.raises(KrakenError, match=r"c\.jsonl:11: not valid JSON"):
+        make(texts=spoilt)
+    finished = (tmp_path / "out.unfinished" / "train-00000.bin").stat().st_mtime_ns
+    manifest = make(texts=spoilt, skip_bad=True)
+    assert (tmp_path / "out" / "train-00000.bin").stat().st_mtime_ns == finished
+    assert token_files(tmp_path / "out") == token_files(tmp_path / "whole")
+    assert [source.skipped for source in manifest.sources] == [0, 9]
+
+
+def test_a_tokenizer_is_learned_without_what_is_bad(tmp_path, source, spoilt):
+    prepare([source], "train:300", tmp_path / "whole")
+    prepare(spoilt, "train:300", tmp_path / "out", skip_bad=True)
+    names = [tmp_path / name / "tokenizer" / "tokenizer.json" for name in ("whole", "out")]
+    sizes = [len(json.loads(path.read_text())["model"]["vocab"]) for path in names]
+    assert sizes == [300, 300]
+    assert verify(tmp_path / "out")
+
+
+def test_a_text_that_is_all_bad_is_refused(tmp_path, make):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"txt": "a"}\n' * 3)
+    with pytest.raises(KrakenError, match=r'no text is left.*a\.jsonl:1: no key "text".*--column'):
+        make(texts=[tmp_path / "a.jsonl", tmp_path / "b.jsonl"], skip_bad=True)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_file_that_is_all_bad_stays_among_the_sources(tmp_path, make, source):
+    (tmp_path / "b.jsonl").write_text("{\n{\n")
+    manifest = make(texts=[tmp_path / "b.jsonl", source], skip_bad=True)
+    assert [(each.bytes > 0, each.skipped) for each in manifest.sources] == [(False, 2), (True, 0)]
 
 
 def test_a_folder_of_that_name_with_other_things_is_left_alone(tmp_path, make):

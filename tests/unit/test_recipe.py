@@ -41,6 +41,10 @@ def test_values_arrive_and_defaults_fill_the_rest(tmp_path):
     assert type(recipe.training.learning_rate) is float
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    assert read(tmp_path, "\ufeff" + valid()) == read(tmp_path, valid())
+
+
 def test_vocabulary_comes_from_the_data_unless_it_is_given(tmp_path):
     asked = []
 
@@ -119,6 +123,12 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(KrakenError, match="is a folder"):
         read_recipe(tmp_path, never)
     (tmp_path / "file").write_bytes(b"data = '\xff'")
+    with pytest.raises(KrakenError, match="file is not UTF-8 text at byte 8: convert it"):
+        read_recipe(tmp_path / "file", never)
+    (tmp_path / "file").write_text("data = 'a'", encoding="utf-16")
+    with pytest.raises(KrakenError, match=r"file is UTF-16 text: .* iconv -f UTF-16"):
+        read_recipe(tmp_path / "file", never)
+    (tmp_path / "file").write_bytes(b"data = ")
     with pytest.raises(KrakenError, match="is not valid TOML"):
         read_recipe(tmp_path / "file", never)
     with pytest.raises(KrakenError, match=r"cannot read .*: Not a directory"):

@@ -1,17 +1,20 @@
+import codecs
 import gzip
 import json
 from itertools import pairwise
 
 import pytest
 
+from krakenlm.data import lines as line_reader
 from krakenlm.data import text
+from krakenlm.data.bad_text import Skipped
 from krakenlm.data.text import check_files, pieces, utf8_length
 from krakenlm.errors import KrakenError
 
 
-def documents(*paths):
+def documents(*paths, **options):
     found, current = [], []
-    for piece in pieces(paths):
+    for piece in pieces(paths, **options):
         assert piece.first == (not current)
         current.append(piece.text)
         if piece.last:
@@ -56,7 +59,7 @@ def test_files_are_read_in_order_and_positions_reach_their_sizes(tmp_path):
 
 def test_long_documents_are_cut_at_line_ends_the_same_way_from_every_file(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "PIECE_CHARS", 100)
-    monkeypatch.setattr(text, "_READ_BYTES", 7)  # cuts two- and four-byte characters
+    monkeypatch.setattr(line_reader, "_READ_BYTES", 7)  # cuts two- and four-byte characters
     content = "".join(f"été {i} 🦊\n" + "\n" * (i % 3) for i in range(100))
     plain = list(pieces([write(tmp_path / "a.txt", content)]))
     packed = list(pieces([write(tmp_path / "a.jsonl.gz", lines(content))]))
@@ -115,10 +118,185 @@ def test_bad_content_is_named_with_its_place(tmp_path, name, content, essentials
 
 
 def test_utf8_offset_counts_from_the_start_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_READ_BYTES", 5)
+    monkeypatch.setattr(line_reader, "_READ_BYTES", 5)
     path = write(tmp_path / "a.txt", "ééééééé".encode() + b"\xff")
     with pytest.raises(KrakenError, match="byte 14:"):
         documents(path)
+
+
+TABLE = 'n,text\n1,"one, ""two""\nlines"\n\n2,NA\n3,07\n4,\n'
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "a.TSV"])
+def test_each_row_of_a_table_is_a_document_as_it_is_written(tmp_path, name):
+    content = TABLE.replace(",", "\t") if "tsv" in name.lower() else TABLE
+    one = content[content.index('"one') + 1 :].partition('"\n\n')[0].replace('""', '"')
+    found = documents(write(tmp_path / name, content))
+    assert found == [one, "NA", "07"]
+    last = list(pieces([tmp_path / name]))[-1]
+    assert 0 < last.position <= (tmp_path / name).stat().st_size  # so that progress moves
+
+
+def test_cells_may_be_long(tmp_path):
+    long = "word " * 40_000
+    assert documents(write(tmp_path / "a.csv", f"text\n{long}\n")) == [long]
+
+
+@pytest.mark.parametrize(
+    ("content", "essentials"),
+    [
+        ("title\nx\n", ["a.csv has no column 'text'", "title", "--column"]),
+        ("text,n\na,1\nb,2,3\n", ["a.csv:3: 3 cells in a row where the heading has 2"]),
+        ('text,n\n"a\nb",1\nb\n', ["a.csv:4: 1 cells in a row"]),
+        ('text,n\n"a"b,1\n', ["a.csv:2: not a row of a table", "quotation marks"]),
+        ('text,n\n"a,1\nb,2\n', ["a.csv:2: not a row of a table", "unexpected end of data"]),
+        (b"text\na\xff\n", ["a.csv:2: not UTF-8", "iconv"]),
+        ("text\n\n", ["a.csv is empty"]),
+        (b"\n", ["a.csv is empty"]),
+    ],
+)
+def test_bad_tables_are_named_with_the_place(tmp_path, content, essentials):
+    with pytest.raises(KrakenError) as caught:
+        documents(write(tmp_path / "a.csv", content))
+    for each in essentials:
+        assert each in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- byte order marks ----------------------------------------------------------------------------
+
+KINDS = {
+    "a.txt": "one\ntwo\n",
+    "a.py": "one\ntwo\n",
+    "a.jsonl": lines("one", "two"),
+    "a.csv": 'text,n\none,1\n"two",2\n',
+    "quoted.csv": '"text",n\n"one",1\n"two",2\n',
+    "a.tsv": "text\tn\none\t1\ntwo\t2\n",
+}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_byte_order_mark_changes_nothing(tmp_path, name, packed):
+    plain = documents(write(tmp_path / (name + packed), KINDS[name]))
+    assert plain in (["one\ntwo\n"], ["one", "two"])
+    (tmp_path / "marked").mkdir()
+    marked = write(tmp_path / "marked" / (name + packed), codecs.BOM_UTF8 + KINDS[name].encode())
+    assert documents(marked) == plain
+
+
+def test_a_mark_within_a_text_stays_and_one_before_it_goes(tmp_path):
+    joined = "\ufeffone\n\ufefftwo\n"  # of two files
+    assert documents(write(tmp_path / "a.txt", joined)) == [joined[1:]]
+    objects = "\ufeff" + lines("\ufeffone") + "\ufeff" + lines("t\ufeffwo") + "\ufeff\n"
+    assert documents(write(tmp_path / "a.jsonl", objects)) == ["one", "t\ufeffwo"]
+    for name in ("b.txt", "b.jsonl", "b.csv"):
+        with pytest.raises(KrakenError, match=f"{name} is empty"):
+            documents(write(tmp_path / name, "\ufeff"))
+
+
+def test_places_are_counted_with_the_mark(tmp_path):
+    for name, at in (("a.txt", 4), ("a.jsonl", 14)):
+        content = codecs.BOM_UTF8 + (
+            b"a\xff" if at == 4 else b'{"text": "\xff"}'.replace(b" ", b"  ")
+        )
+        with pytest.raises(KrakenError, match=rf"{name}:1: not UTF-8 text at byte {at}:"):
+            documents(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", [*KINDS, "a.txt.gz", "a.jsonl.gz", "a.json"])
+def test_utf_16_and_32_are_refused_with_what_to_do(tmp_path, name, encoding):
+    content = KINDS.get(name.removesuffix(".gz"), '{"text": "one"}\n').encode(encoding)
+    if encoding.endswith("be"):
+        content = "\ufeff".encode(encoding) + content
+    kind = encoding.upper().removesuffix("-BE")
+    with pytest.raises(KrakenError) as caught:
+        documents(write(tmp_path / name, content))
+    assert str(caught.value).startswith(f"{tmp_path / name} is {kind} text: convert it, iconv -f ")
+    assert f"iconv -f {kind} -t UTF-8" in str(caught.value)
+    skipped = Skipped(allowed=True)
+    assert documents(tmp_path / name, on_bad=skipped.add) == []
+    assert skipped.named == [f"{tmp_path / name} is {kind} text"]
+
+
+# --- what may be left out ------------------------------------------------------------------------
+
+
+def left_out(path, content):
+    """The documents without what is bad, and what that was, without the folder's name."""
+    skipped = Skipped(allowed=True)
+    found = documents(write(path, content), on_bad=skipped.add)
+    assert skipped.counts == ({str(path): len(skipped.named)} if skipped.named else {})
+    return found, [each.removeprefix(f"{path.parent}/") for each in skipped.named]
+
+
+def test_bad_json_lines_are_left_out_and_named(tmp_path):
+    good = [line.encode() + b"\n" for line in lines("one", "two", "three").splitlines()]
+    bad = [
+        (b"{nope\n", "a.jsonl:2: not valid JSON"),
+        (b'{"txt": 1}\n', 'a.jsonl:3: no key "text"'),
+        (b'["a"]\n', "a.jsonl:4: a JSON list"),
+        (b'{"text": 7}\n', 'a.jsonl:6: "text" is a int'),
+        (b'{"text": "\xff"}\n', "a.jsonl:7: not UTF-8 text at byte"),
+        (b'{"text": "\\ud800"}\n', "a.jsonl:8: half of a surrogate pair"),
+        (b'{"text": "cut', "a.jsonl:10: not valid JSON"),
+    ]
+    order = [good[0], *(line for line, _ in bad[:3]), good[1], *(line for line, _ in bad[3:6])]
+    found, named = left_out(tmp_path / "a.jsonl", b"".join([*order, good[2], bad[6][0]]))
+    assert found == ["one", "two", "three"]
+    assert len(named) == len(bad)
+    for said, (_, begins) in zip(named, bad, strict=True):
+        assert said.startswith(begins)
+
+
+def test_bad_lines_of_plain_text_are_left_out(tmp_path, monkeypatch):
+    content = "été 1\n".encode() + b"caf\xe9 and more \xff\n" + "🦊 3\n".encode() + b"end \xf0\x9f"
+    for name in ("a.txt", "a.txt.gz"):
+        found, named = left_out(tmp_path / name, content)
+        assert found == ["été 1\n🦊 3\nend "]  # up to a character that is cut
+        assert named[0].startswith(f"{name}:2: not UTF-8 text at byte 11")
+        assert named[1].startswith(f"{name}:4: not UTF-8 text at byte 35")
+        assert len(named) == 2
+    monkeypatch.setattr(line_reader, "_READ_BYTES", 6)
+    assert left_out(tmp_path / "a.txt", content)[0] == found
+
+
+def test_bad_rows_are_left_out(tmp_path):
+    content = b'text,n\none,1\ntwo,2,3\n"th"ree,3\nf\xffour,4\nfive,5\n"six,6\n'
+    found, named = left_out(tmp_path / "a.csv", content)
+    assert found == ["one", "five"]
+    assert [each.split(": ")[:2] for each in named] == [
+        ["a.csv:3", "3 cells in a row where the heading has 2"],
+        ["a.csv:4", "not a row of a table (',' expected after '\"')"],
+        ["a.csv:5", "not UTF-8 text"],
+        ["a.csv:7", "not a row of a table (unexpected end of data)"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.csv.gz"])
+def test_the_rest_of_a_truncated_gzip_file_is_left_out(tmp_path, name):
+    each = [f"line {i} {i * 7919 % 10007}" for i in range(40_000)]
+    content = {"t": "\n".join(each), "j": lines(*each), "c": "\n".join(["text", *each])}[name[2]]
+    whole = documents(write(tmp_path / name, content))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    skipped = Skipped(allowed=True)
+    found = documents(tmp_path / name, on_bad=skipped.add)
+    if name == "a.txt.gz":
+        assert 0 < len(found[0]) < len(whole[0]) and whole[0].startswith(found[0])
+    else:
+        assert 0 < len(found) < len(whole) and whole[: len(found)] == found
+    assert len(skipped.named) == 1 and "not a whole gzip file" in skipped.named[0]
+
+
+def test_a_file_without_text_counts_once_and_only_ten_are_named(tmp_path):
+    assert left_out(tmp_path / "a.txt", b" \n") == ([], ["a.txt is empty"])
+    found, named = left_out(tmp_path / "a.jsonl", b"{\n{\n")
+    assert (found, len(named)) == ([], 2)  # not a third time for the file
+    skipped = Skipped(allowed=True)
+    documents(write(tmp_path / "b.jsonl", "{\n" * 30), on_bad=skipped.add)
+    assert (len(skipped.named), skipped.counts.total()) == (10, 30)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not gzip", "flipped"])

@@ -124,9 +124,30 @@ def test_gpt2_layout_without_end_of_text_or_damaged_is_refused(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(KrakenError, match=r"vocab\.json has no entry <\|endoftext\|>"):
         load_tokenizer(tmp_path)
+    for merges in ("#version: 0.2\na b c\n", "a\n", "a b\n\n", "a x\n"):
+        (tmp_path / "merges.txt").write_text(merges)
+        with pytest.raises(KrakenError, match=r"vocab\.json and merges\.txt in .* are damaged"):
+            load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(KrakenError, match=r"vocab\.json and merges\.txt in .* are damaged"):
+    with pytest.raises(KrakenError, match=r"cannot read .*vocab\.json .*not valid JSON.*copy it"):
         load_tokenizer(tmp_path)
+
+
+def test_byte_order_marks_of_tokenizer_files(tmp_path, text_file):
+    """GPT-2's are read; what the library reads itself is refused with what to do."""
+    trained = tokenizer_for("train:300", [text_file])
+    trained.save_pretrained(tmp_path / "plain")
+    trained.backend_tokenizer.model.save(str(tmp_path))
+    ids = encode(plain_encoder(load_tokenizer(tmp_path)), [AWKWARD])
+    assert ids == encode(plain_encoder(trained), [AWKWARD])
+    files = [tmp_path / "vocab.json", tmp_path / "merges.txt"]
+    for path in [*files, tmp_path / "plain" / "tokenizer.json"]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert encode(plain_encoder(load_tokenizer(tmp_path)), [AWKWARD]) == ids
+    with pytest.raises(
+        KrakenError, match=r"tokenizer\.json begins with a byte order.* tail -c \+4"
+    ):
+        load_tokenizer(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("size", [256, 0, -1])

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from krakenlm.errors import KrakenError
+
 if TYPE_CHECKING:
     from krakenlm.data.hub import HubDataset
     from krakenlm.data.manifest import Manifest
@@ -15,7 +17,7 @@ _Text = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE...",
-        help="Text files: .jsonl, plain text, either also as .gz; .parquet, .csv, .json, ...",
+        help="Text files: .jsonl, .csv, plain text, all also as .gz; .parquet, .json, ...",
         show_default=False,
     ),
 ]
@@ -31,6 +33,10 @@ _Config = Annotated[
     str | None, typer.Option(help="The dataset's configuration.", show_default=False)
 ]
 _Split = Annotated[str | None, typer.Option(help="The dataset's split.", show_default="train")]
+_Revision = Annotated[
+    str | None,
+    typer.Option(help="The dataset's branch, tag or commit on the Hub.", show_default="main"),
+]
 _Column = Annotated[str, typer.Option(help="The column, or the key in .jsonl, with the text.")]
 _Tokenizer = Annotated[
     str,
@@ -46,6 +52,12 @@ _ShardTokens = Annotated[int, typer.Option(help="Tokens of one token file.")]
 _Workers = Annotated[
     int | None, typer.Option(help="Processes that tokenize.", show_default="all cores")
 ]
+_SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out and count lines that cannot be read, instead of stopping."
+    ),
+]
 _Verify = Annotated[bool, typer.Option("--verify", help="Only check the files of a prepared OUT.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace a prepared OUT.")]
 
@@ -56,32 +68,39 @@ def prepare(
     dataset: _Dataset = None,
     config: _Config = None,
     split: _Split = None,
+    revision: _Revision = None,
     column: _Column = "text",
     tokenizer: _Tokenizer = "gpt2",
     validation_fraction: _ValidationFraction = 0.02,
     shard_tokens: _ShardTokens = 100_000_000,
     workers: _Workers = None,
+    skip_bad: _SkipBad = False,
     verify: _Verify = False,
     force: _Force = False,
 ) -> None:
     """Turn text into tokens to train on: OUT gets token files, tokenizer and manifest."""
     from krakenlm.data import tokens
+    from krakenlm.data.bad_text import BadTextError
     from krakenlm.environment import cores_here
 
     if verify:
         _refuse_with_verify(text, dataset)
         _check(out)
         return
-    manifest = tokens.prepare(
-        _source(text, dataset, config, split, column),
-        tokenizer,
-        out,
-        validation_fraction=validation_fraction,
-        replace=force,
-        column=column,
-        shard_tokens=shard_tokens,
-        workers=len(cores_here()) if workers is None else workers,
-    )
+    try:
+        manifest = tokens.prepare(
+            _source(text, dataset, config, split, revision, column),
+            tokenizer,
+            out,
+            validation_fraction=validation_fraction,
+            replace=force,
+            column=column,
+            shard_tokens=shard_tokens,
+            workers=len(cores_here()) if workers is None else workers,
+            skip_bad=skip_bad,
+        )
+    except BadTextError as error:
+        raise KrakenError(f"{error}; --skip-bad leaves such lines out") from error
     _show(manifest, out)
 
 
@@ -102,7 +121,12 @@ def _check(out: Path) -> None:
 
 
 def _source(
-    text: list[Path] | None, dataset: str | None, config: str | None, split: str | None, column: str
+    text: list[Path] | None,
+    dataset: str | None,
+    config: str | None,
+    split: str | None,
+    revision: str | None,
+    column: str,
 ) -> "list[Path] | HubDataset":
     """What is to be read; one of the two has to be given."""
     from krakenlm.data.hub import HubDataset
@@ -110,11 +134,14 @@ def _source(
     if bool(text) == (dataset is not None):
         raise typer.BadParameter("give one of the two", param_hint="--text / --dataset")
     if text:
-        if config is not None or split is not None:
-            raise typer.BadParameter("only with --dataset", param_hint="--config / --split")
+        if (config, split, revision) != (None, None, None):
+            hint = "--config / --split / --revision"
+            raise typer.BadParameter("only with --dataset", param_hint=hint)
         return text
     assert dataset is not None
-    return HubDataset(name=dataset, config=config, split=split or "train", column=column)
+    return HubDataset(
+        name=dataset, config=config, split=split or "train", revision=revision, column=column
+    )
 
 
 def _show(manifest: "Manifest", out: Path) -> None:

@@ -6,6 +6,7 @@ is refused with the field that does not fit instead of being half understood.
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,12 @@ from krakenlm.files import write_json
 from krakenlm.strict import from_json, read_json
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "validation")
+# How version 2 wrote down what was read of a dataset; of a file, nothing.
+_PART = re.compile(
+    r"|(?:configuration (?P<config>.*), )?split (?P<split>.*), column (?P<column>.*)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +87,23 @@ class Source:
     Attributes:
         path: of the file, or the dataset's name.
         bytes: of its text.
-        part: what was read of a dataset; empty for a file.
+        skipped: how many lines or rows of it were bad and left out.
+        config: of a dataset that has several; empty where there is none, as of a file.
+        split: of a dataset, as ``datasets`` spells it.
+        column: of a dataset.
+        revision: of a dataset on the Hub, where one was asked for.
     """
 
     path: str
     bytes: int
-    part: str = ""
+    skipped: int = 0
+    config: str = ""
+    split: str = ""
+    column: str = ""
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "bytes", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +145,11 @@ class Manifest:
         """The split of this name, one of ``SPLITS``."""
         return self.splits.train if name == "train" else self.splits.validation
 
+    @property
+    def skipped(self) -> int:
+        """How many lines or rows of all sources were bad and left out."""
+        return sum(source.skipped for source in self.sources)
+
     def save(self, directory: Path) -> None:
         """Write ``manifest.json`` into the directory."""
         write_json(directory / MANIFEST, dataclasses.asdict(self))
@@ -151,12 +172,16 @@ class Manifest:
         except NotADirectoryError:
             raise KrakenError(f"{directory} is a file: give a prepared directory") from None
         version = value.get("format_version") if isinstance(value, dict) else None
-        if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
+        if version not in (1, 2, FORMAT_VERSION) or isinstance(version, bool):
             raise KrakenError(
-                f"{path}: format_version is {version!r}, this krakenlm reads 1 and "
+                f"{path}: format_version is {version!r}, this krakenlm reads 1 to "
                 f"{FORMAT_VERSION}: {advice}"
             )
-        return from_json(cls, _with_shards(value) if version == 1 else value, path, advice)
+        if version == 1:
+            value = _with_shards(value)
+        if version != FORMAT_VERSION:
+            value = {**_with_dataset_fields(value), "format_version": FORMAT_VERSION}
+        return from_json(cls, value, path, advice)
 
 
 def sha256_of(path: Path) -> str:
@@ -166,7 +191,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _with_shards(value: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of version 1, whose splits are single files, as one of this version."""
+    """A manifest of version 1, whose splits are single files, as one of version 2."""
     splits = value.get("splits")
     if not isinstance(splits, dict):
         return value  # the strict reader says what is wrong
@@ -174,12 +199,29 @@ def _with_shards(value: dict[str, Any]) -> dict[str, Any]:
         name: _with_one_shard(name, split) if isinstance(split, dict) else split
         for name, split in splits.items()
     }
-    return {**value, "format_version": FORMAT_VERSION, "splits": upgraded}
+    return {**value, "splits": upgraded}
 
 
 def _with_one_shard(name: str, split: dict[str, Any]) -> dict[str, Any]:
     shard = {"file": f"{name}.bin"} | {k: split[k] for k in ("tokens", "sha256") if k in split}
     return {key: each for key, each in split.items() if key != "sha256"} | {"shards": [shard]}
+
+
+def _with_dataset_fields(value: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 2, which says in words what was read of a dataset, as of version 3."""
+    sources = value.get("sources")
+    if not isinstance(sources, list):
+        return value
+    return {**value, "sources": [_without_part(source) for source in sources]}
+
+
+def _without_part(source: Any) -> Any:
+    part = source.get("part") if isinstance(source, dict) else None
+    said = _PART.fullmatch(part) if isinstance(part, str) else None
+    if said is None:
+        return source  # the strict reader says what is wrong
+    rest = {key: each for key, each in source.items() if key != "part"}
+    return rest | {key: each for key, each in said.groupdict().items() if each is not None}
 
 
 def _check_counts(instance: object, *names: str) -> None:

@@ -1,29 +1,24 @@
 """Which documents do these files hold?
 
-Read are ``.jsonl`` (one document a line, key ``text``), tables that Hugging Face ``datasets`` can
-read such as ``.parquet`` and ``.csv`` (one document a row, column ``text``), and any other file as
-plain UTF-8 text (one document); a further ``.gz`` means compressed. Long documents are handed out
-in pieces, so that memory stays bounded by a piece, or by one line of JSON.
+Read are ``.jsonl`` (one document a line, key ``text``), tables such as ``.csv`` and ``.parquet``
+(one document a row, column ``text``), and any other file as plain UTF-8 text (one document); a
+further ``.gz`` means compressed. Long documents are handed out in pieces, so that memory stays
+bounded by a piece, or by one line.
 """
 
-import codecs
 import gzip
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import TypeAlias
 
-from krakenlm.data.hub import is_table, table_texts
+from krakenlm.data.bad_text import BadTextError, NoTextError, OnBad, refuse
+from krakenlm.data.hub import is_table, kind_of, table_texts
+from krakenlm.data.lines import Stream, csv_texts, json_texts, plain_chunks
 from krakenlm.errors import KrakenError
+from krakenlm.utf8 import MARK, how_to_convert, wide_encoding
 
 # Small enough that a batch of pieces keeps every core busy and takes little memory as tokens.
 PIECE_CHARS = 1 << 18
-_READ_BYTES = 1 << 20
-
-_Stream: TypeAlias = BufferedReader | gzip.GzipFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +62,7 @@ def check_files(paths: Sequence[Path]) -> dict[Path, int]:
     return sizes
 
 
-def pieces(paths: Iterable[Path], column: str = "text") -> Iterator[Piece]:
+def pieces(paths: Iterable[Path], column: str = "text", on_bad: OnBad = refuse) -> Iterator[Piece]:
     """The documents of all files, in order, in pieces of at most ``PIECE_CHARS`` characters.
 
     Where a document is cut depends on nothing but its text. Documents of white space only are
@@ -76,23 +71,33 @@ def pieces(paths: Iterable[Path], column: str = "text") -> Iterator[Piece]:
     Args:
         paths: the files.
         column: the key of ``.jsonl`` files, or the column of tables, that holds the text.
+        on_bad: told of what cannot be read or holds no text; where it does not raise, that is
+            left out: a line, a row of a table, or the rest of a damaged file.
 
     Raises:
-        KrakenError: a file is missing, unreadable, damaged or holds no text.
+        KrakenError: a file is missing or unreadable, or a table has no such column.
     """
     for path in paths:
-        yield from _table_pieces(path, column) if is_table(path) else _pieces_of(path, column)
+        holds_text = False
+        found = _table_pieces(path, column, on_bad) if is_table(path) else None
+        for piece in found or _pieces_of(path, column, on_bad):
+            holds_text = True
+            yield piece
+        if not holds_text:
+            on_bad(str(path), _empty(path))
 
 
 def cut(chunks: Iterable[str]) -> Iterator[tuple[str, bool, bool]]:
     """(text, whether the first, whether the last) for each piece of a document.
+
+    A byte order mark before the document is left out: tools that read one as text carry it along.
 
     Args:
         chunks: the document as it is read; nothing comes of one that is blank.
     """
     rest, first = "", True
     for chunk in chunks:
-        rest += chunk
+        rest += chunk.lstrip(MARK) if first and not rest else chunk
         while len(rest) > PIECE_CHARS:
             end = _end_of_piece(rest)
             yield rest[:end], first, False
@@ -106,103 +111,54 @@ def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _pieces_of(path: Path, column: str) -> Iterator[Piece]:
-    holds_text = False
+def _pieces_of(path: Path, column: str, on_bad: OnBad) -> Iterator[Piece]:
     try:
         with path.open("rb") as raw:
             packed = path.suffix.lower() == ".gz"
-            stream: _Stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            for document in _documents(path, stream, column):
+            stream: Stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            for document in _documents(path, stream, column, on_bad):
                 for text, first, last in cut(document):
-                    holds_text = True
                     yield Piece(
                         text=text, source=str(path), first=first, last=last, position=raw.tell()
                     )
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise KrakenError(
-            f"{path} is not a whole gzip file ({error}): copy or download it again"
-        ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    if not holds_text:
-        raise _empty(path)
 
 
-def _table_pieces(path: Path, column: str) -> Iterator[Piece]:
-    holds_text = False
+def _table_pieces(path: Path, column: str, on_bad: OnBad) -> Iterator[Piece]:
     check_files([path])
-    for document in table_texts(path, column):
-        for text, first, last in cut([document]):
-            holds_text = True
-            yield Piece(text=text, source=str(path), first=first, last=last, position=0)
-    if not holds_text:
-        raise _empty(path)
+    try:
+        _check_encoding(path)
+        for document in table_texts(path, column, on_bad):
+            for text, first, last in cut([document]):
+                yield Piece(text=text, source=str(path), first=first, last=last, position=0)
+    except BadTextError as bad:
+        on_bad(str(path), bad)
 
 
-def _documents(path: Path, stream: _Stream, column: str) -> Iterator[Iterable[str]]:
+def _documents(path: Path, stream: Stream, column: str, on_bad: OnBad) -> Iterator[Iterable[str]]:
     """Each document as the chunks it is read in."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".jsonl"] or suffixes[-2:] == [".jsonl", ".gz"]:
-        for text in _json_texts(path, stream, column):
-            yield (text,)
+    kind, _ = kind_of(path)
+    if kind in (".csv", ".tsv"):
+        separator = "\t" if kind == ".tsv" else ","
+        texts = csv_texts(path, stream, column, on_bad, separator)
+    elif kind == ".jsonl":
+        texts = json_texts(path, stream, column, on_bad)
     else:
-        yield _plain_chunks(path, stream)
+        yield plain_chunks(path, stream, on_bad)
+        return
+    for text in texts:
+        yield (text,)
 
 
-def _plain_chunks(path: Path, stream: _Stream) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # of the first byte the decoder has not turned into text
-    while True:
-        data = stream.read(_READ_BYTES)
-        try:
-            text = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, offset + error.start) from error
-        if not data:
-            return
-        offset += utf8_length(text)
-        yield text
-
-
-def _json_texts(path: Path, stream: _Stream, column: str) -> Iterator[str]:
-    offset = 0
-    for number, line in enumerate(stream, 1):
-        where = f"{path}:{number}"
-        if not line.isspace():
-            try:
-                text = _text_of(json.loads(line.decode()), where, column)
-                text.encode()
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset + error.start) from error
-            except UnicodeEncodeError as error:
-                raise KrakenError(
-                    f"{where}: half of a surrogate pair stands in the text, which UTF-8 cannot "
-                    "say: correct the line or remove it"
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise KrakenError(
-                    f"{where}: not valid JSON ({error}): a .jsonl file has one object a line"
-                ) from error
-            yield text
-        offset += len(line)
-
-
-def _text_of(value: object, where: str, column: str) -> str:
-    if not isinstance(value, dict):
-        raise KrakenError(
-            f'{where}: a JSON {type(value).__name__}, not an object with a key "{column}": '
-            f'write each line as {{"{column}": "..."}}'
-        )
-    if column not in value:
-        keys = ", ".join(map(str, value)) or "none"
-        raise KrakenError(
-            f'{where}: no key "{column}" (keys: {keys}): rename the one with the text, or give '
-            "prepare its name with --column"
-        )
-    text = value[column]
-    if not isinstance(text, str):
-        raise KrakenError(f'{where}: "{column}" is a {type(text).__name__}: it must be a string')
-    return text
+def _check_encoding(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            encoding = wide_encoding(file.read(4))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if encoding is not None:
+        raise BadTextError(f"{path} is {encoding} text", how_to_convert(encoding))
 
 
 def _end_of_piece(text: str) -> int:
@@ -219,15 +175,8 @@ def _end_of_piece(text: str) -> int:
     return PIECE_CHARS
 
 
-def _empty(path: Path) -> KrakenError:
-    return KrakenError(f"{path} is empty: leave it out or put text into it")
-
-
-def _not_utf8(path: Path, offset: int) -> KrakenError:
-    inside = " of what it unpacks to" if path.suffix.lower() == ".gz" else ""
-    return KrakenError(
-        f"{path} is not UTF-8 text at byte {offset}{inside}: convert it, for example with iconv"
-    )
+def _empty(path: Path) -> NoTextError:
+    return NoTextError(f"{path} is empty", "leave it out or put text into it")
 
 
 def _unreadable(path: Path, error: OSError) -> KrakenError:

@@ -1,16 +1,21 @@
 """Which tokenizer does a name, a directory or a text give?"""
 
+import codecs
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from krakenlm.console import notes
+from krakenlm.data.bad_text import OnBad, refuse
 from krakenlm.data.hub import hub_answers
 from krakenlm.data.text import check_files, pieces
 from krakenlm.errors import KrakenError, first_line
+from krakenlm.strict import read_json
+from krakenlm.utf8 import read_utf8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,15 +109,18 @@ def train_tokenizer(texts: Sequence[Path] | Sample, vocab_size: int) -> "PreTrai
     return _wrap(tokenizer)
 
 
-def sample_of_files(sizes: Mapping[Path, int], column: str = "text") -> Sample:
+def sample_of_files(
+    sizes: Mapping[Path, int], column: str = "text", on_bad: OnBad = refuse
+) -> Sample:
     """The beginnings of the files, the small ones first so that they leave room to the others.
 
     Args:
         sizes: the files and their sizes on the disk.
         column: see ``krakenlm.data.text.pieces``.
+        on_bad: likewise.
     """
     by_size = sorted(sizes, key=lambda path: (sizes[path], path))
-    return lambda limit: _beginnings(by_size, limit, column)
+    return lambda limit: _beginnings(by_size, limit, column, on_bad)
 
 
 def plain_encoder(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
@@ -158,6 +166,7 @@ def check_lossless(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
 def _from_directory(directory: Path) -> "PreTrainedTokenizerFast":
     for folder in (directory, directory / "tokenizer"):
         if (folder / "tokenizer.json").is_file():
+            _refuse_mark(folder / "tokenizer.json")
             return _with_end_of_text(_auto(str(folder), local_files_only=True), str(folder))
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return _from_gpt2_files(folder)
@@ -166,11 +175,31 @@ def _from_directory(directory: Path) -> "PreTrainedTokenizerFast":
     )
 
 
+def _refuse_mark(path: Path) -> None:
+    with suppress(OSError), path.open("rb") as file:  # who loads it says what is wrong with it
+        if file.read(3) == codecs.BOM_UTF8:
+            raise KrakenError(
+                f"{path} begins with a byte order mark, which the tokenizers library does not "
+                f"read: leave its three bytes out, tail -c +4 {path} > NEW"
+            )
+
+
+def _pair(line: str) -> tuple[str, str]:
+    left, right = line.split(" ")
+    return left, right
+
+
 def _from_gpt2_files(folder: Path) -> "PreTrainedTokenizerFast":
     from tokenizers import models
 
+    # Read here, as the library takes a byte order mark for a part of the file.
+    vocabulary = read_json(folder / "vocab.json", "copy it again")
     try:
-        bpe = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        lines = read_utf8(folder / "merges.txt").splitlines()
+        merges = [_pair(line) for line in lines if not line.startswith("#version")]
+        bpe = models.BPE(vocabulary, merges)
+    except KrakenError:
+        raise
     except Exception as error:  # the Rust side raises nothing more precise
         raise KrakenError(
             f"vocab.json and merges.txt in {folder} are damaged ({error}): copy them again"
@@ -260,11 +289,13 @@ def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
     )
 
 
-def _beginnings(paths: Sequence[Path], limit: int, column: str = "text") -> Iterator[str]:
+def _beginnings(
+    paths: Sequence[Path], limit: int, column: str = "text", on_bad: OnBad = refuse
+) -> Iterator[str]:
     """The first bytes of each file, ``limit`` in all, shared out over the files still to come."""
     for index, path in enumerate(paths):
         share = limit // (len(paths) - index)
-        for piece in pieces([path], column):
+        for piece in pieces([path], column, on_bad):
             taken = piece.text.encode()[:share]
             yield taken.decode(errors="ignore")  # a character cut in two is left out
             share -= len(taken)

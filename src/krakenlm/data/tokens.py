@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from krakenlm.console import notes, progress_bar
+from krakenlm.data.bad_text import Skipped
 from krakenlm.data.corpus import Corpus, Rows, TextFiles
 from krakenlm.data.hub import HubDataset
 from krakenlm.data.manifest import MANIFEST, SPLITS, Manifest, Split, Tokenizer, sha256_of
@@ -72,6 +73,7 @@ def prepare(
     column: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     workers: int = 1,
+    skip_bad: bool = False,
 ) -> Manifest:
     """Tokenize text into a directory of memory-mapped token files.
 
@@ -93,13 +95,18 @@ def prepare(
         shard_tokens: tokens of a token file.
         workers: processes that tokenize; the bytes do not depend on it. More than one need a main
             module that may be imported, as everywhere with ``multiprocessing``.
+        skip_bad: leave out what cannot be read: a line, a row, the rest of a damaged file. The
+            first of them are named when all is done, and the manifest counts them. Also what was
+            begun without goes on with it.
 
     Raises:
+        BadTextError: a part of the text cannot be read, and ``skip_bad`` is not set.
         KrakenError: anything wrong with the text, the tokenizer or the output directory.
     """
     out = Path(out)
     _check_numbers(validation_fraction, shard_tokens, workers)
-    open_corpus = _corpus_opener(texts, column)
+    skipped = Skipped(allowed=skip_bad)
+    open_corpus = _corpus_opener(texts, column, skipped)
     with _in_the_making(out, replace) as folder:
         corpus = open_corpus()
         command = Command(
@@ -111,6 +118,7 @@ def prepare(
         manifest = _fill(folder, corpus, command, workers)
         manifest.save(folder)
     (out / PROGRESS).unlink(missing_ok=True)
+    _name(skipped, manifest)
     return manifest
 
 
@@ -188,12 +196,26 @@ def _check_numbers(validation_fraction: float, shard_tokens: int, workers: int) 
         raise KrakenError(f"{workers} workers cannot work: choose 1 or more")
 
 
-def _corpus_opener(texts: Sequence[str | Path] | HubDataset, column: str) -> Callable[[], Corpus]:
+def _corpus_opener(
+    texts: Sequence[str | Path] | HubDataset, column: str, skipped: Skipped
+) -> Callable[[], Corpus]:
     """Files are checked now; a dataset, which may be long to load, is opened when it is wanted."""
     if isinstance(texts, HubDataset):
-        return partial(Rows.load, texts)
-    files = TextFiles(sizes=check_files([Path(text) for text in texts]), column=column)
+        return partial(Rows.load, texts, skipped)
+    sizes = check_files([Path(text) for text in texts])
+    files = TextFiles(sizes=sizes, column=column, skipped=skipped)
     return lambda: files
+
+
+def _name(skipped: Skipped, manifest: Manifest) -> None:
+    """Say what was left out, when all is done."""
+    if not manifest.skipped:
+        return
+    few = manifest.skipped == len(skipped.named)
+    which = "" if few else f"; the first {len(skipped.named)}"
+    what = "bad line" if manifest.skipped == 1 else "bad lines"
+    note = f"note: {manifest.skipped:,} {what} left out, counted in {MANIFEST}{which}:"
+    notes.print("\n  ".join([note, *skipped.named]), markup=False, soft_wrap=True)
 
 
 @contextmanager

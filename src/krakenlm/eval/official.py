@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenlm.errors import KrakenError
+from krakenlm.utf8 import how_to_convert, wide_encoding
 
 VALIDATION_FILE = "val.jsonl"
 """What the official archive calls the labelled examples that models are compared on."""
@@ -69,6 +70,9 @@ def read_examples(path: Path, task: Task) -> Examples:
         data = path.read_bytes()
     except OSError as error:
         raise KrakenError(f"cannot read {path}: {error.strerror or error}") from error
+    encoding = wide_encoding(data)
+    if encoding is not None:
+        raise KrakenError(f"{path} is {encoding} text: {how_to_convert(encoding)}")
     rows: list[Row] = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():

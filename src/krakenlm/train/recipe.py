@@ -13,6 +13,7 @@ from typing import Any, Literal
 from krakenlm.config import ModelConfig, Rule, derive, model_config
 from krakenlm.errors import KrakenError
 from krakenlm.strict import check_types, from_plain, refuse_unknown
+from krakenlm.utf8 import read_utf8
 
 # The one key with a name that everybody types.
 _SHORT_NAMES = {"training.lr": "training.learning_rate"}
@@ -176,14 +177,14 @@ def read_recipe(
         KrakenError: the file, a key or a value is wrong; the message names it.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_utf8(path))
     except FileNotFoundError as error:
         raise KrakenError(f"{path} is missing: give a recipe, see recipes/") from error
     except IsADirectoryError as error:
         raise KrakenError(f"{path} is a folder: give a recipe file, see recipes/") from error
     except OSError as error:
         raise KrakenError(f"cannot read {path}: {error.strerror}: give a recipe file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise KrakenError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(values, override)
