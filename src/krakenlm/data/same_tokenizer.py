@@ -72,11 +72,12 @@ def check_model_tokenizer(data: Path, manifest: Manifest, model: Path, *, insist
     if file is not None and sha256_of(file) == manifest.tokenizer.sha256:
         return
     try:
-        theirs = load_tokenizer(model).backend_tokenizer.to_str()
+        theirs = _engines(model)
     except KrakenError as error:
         _note(f"whether {data} was prepared for {model} cannot be told: {error}")
         return
-    different = _differences(data, manifest, theirs)
+    found = [_difference(data, manifest, engine) for engine in theirs]
+    different = "" if "" in found else found[0]
     if different is None:
         _note(
             f"whether {data} was prepared for {model} cannot be told: the tokenizer that its "
@@ -106,12 +107,11 @@ def check_own_tokenizer(data: Path, manifest: Manifest, *, insist: bool) -> None
     Raises:
         KrakenError: it was exchanged, or there is none.
     """
-    folder = data / "tokenizer"
-    engine = load_tokenizer(folder).backend_tokenizer.to_str()
-    known, file = manifest.tokenizer, tokenizer_file(folder)
+    folder, known = data / "tokenizer", manifest.tokenizer
+    file = tokenizer_file(folder)
     if file is not None and sha256_of(file) == known.sha256:
         return
-    if known.ids_sha256 and ids_sha256(engine) == known.ids_sha256:
+    if known.ids_sha256 in map(ids_sha256, _engines(folder)):
         return
     what = f"{folder} is not the tokenizer that made the tokens of {data} ({_name(manifest)})"
     if not insist:
@@ -122,15 +122,26 @@ def check_own_tokenizer(data: Path, manifest: Manifest, *, insist: bool) -> None
     _note(f"{what}: the model gets it nevertheless")
 
 
-def _differences(data: Path, manifest: Manifest, theirs: str) -> str | None:
+def _engines(directory: Path) -> list[str]:
+    """What the tokenizer of a directory does: first as it is loaded, then as its file says.
+
+    Transformers builds some classes' normalizer and pre-tokenizer anew, whatever the file says;
+    a model may have been trained with either.
+    """
+    engines = [load_tokenizer(directory).backend_tokenizer.to_str()]
+    file = tokenizer_file(directory)
+    return engines if file is None else [*engines, file.read_text(encoding="utf-8")]
+
+
+def _difference(data: Path, manifest: Manifest, engine: str) -> str | None:
     """In what the tokenizer that made the tokens differs; None where that cannot be told."""
-    known, (parts, special) = manifest.tokenizer, _parts(theirs)
+    known, (parts, special) = manifest.tokenizer, _parts(engine)
     if known.ids_sha256 == parts.sha256:
         return ""
     file = tokenizer_file(data / "tokenizer")
     if file is None or sha256_of(file) != known.sha256:
         return "not the same sha256" if known.ids_sha256 else None
-    ours, our_special = _parts(load_tokenizer(data / "tokenizer").backend_tokenizer.to_str())
+    ours, our_special = _parts(file.read_text(encoding="utf-8"))
     unlike = {name for name in _Parts._fields if getattr(ours, name) != getattr(parts, name)}
     # Special tokens are not looked for in texts: the only one that is written ends documents.
     harmless = special | our_special
