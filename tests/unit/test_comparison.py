@@ -147,6 +147,15 @@ def test_losses_of_other_tokens_are_not_compared(tmp_path, change, problem):
         compare_runs(runs)
 
 
+def test_the_same_tokens_are_compared_whoever_saved_the_tokenizer(tmp_path):
+    saved_again = {**SHA256, "tokenizer": "d"}
+    runs = [
+        load_run(made_up(tmp_path / "one", {10: 5.0})),
+        load_run(made_up(tmp_path / "two", {10: 4.0}, sha256=saved_again)),
+    ]
+    assert compare_runs(runs).points[-1][1] == (5.0, 4.0)
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
     one = load_run(made_up(tmp_path / "one", {10: 5.0}))
     with pytest.raises(KrakenError, match="two or more"):

@@ -26,6 +26,12 @@ ThreadsOption = Annotated[
 TensorParallelOption = Annotated[
     int, typer.Option(help="Devices that share each Kraken sub-layer.")
 ]
+OtherTokenizerOption = Annotated[
+    bool,
+    typer.Option(
+        "--other-tokenizer", help="Go on where the data's tokens were made by another tokenizer."
+    ),
+]
 
 
 def positive_numbers(name: str, text: str) -> list[int]:

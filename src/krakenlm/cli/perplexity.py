@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from krakenlm.cli.options import OneDeviceOption
+from krakenlm.cli.options import OneDeviceOption, OtherTokenizerOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +41,7 @@ def perplexity(
             help="Take documents one by one; otherwise windows reach over their ends.",
         ),
     ] = False,
+    other_tokenizer: OtherTokenizerOption = False,
     device: OneDeviceOption = "auto",
     json: Annotated[
         Path | None,
@@ -62,6 +63,7 @@ def perplexity(
             stride=stride,
             per_document=per_document,
             split=split,
+            other_tokenizer=other_tokenizer,
         )
         results.print(_table(result))  # before the file: a full disk costs no measurement
         write({"model": str(model), "data": str(data), **result.to_json()})

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from krakenlm.cli.options import OtherTokenizerOption
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="See recipes/.")],
@@ -28,6 +30,7 @@ def train(
             "learning rate that its schedule ended at.",
         ),
     ] = False,
+    other_tokenizer: OtherTokenizerOption = False,
 ) -> None:
     """Train a model by a recipe; an interrupted run goes on from its last checkpoint."""
     from krakenlm.console import results
@@ -37,6 +40,6 @@ def train(
     from krakenlm.train.trainer import train as run_training
 
     resolved = read_recipe(recipe, lambda data: Manifest.load(data).vocab_size, overrides or ())
-    run = run_training(resolved, restart=restart, extend=extend)
+    run = run_training(resolved, restart=restart, extend=extend, other_tokenizer=other_tokenizer)
     if is_main_process():
         results.print(f"{run.model}", markup=False)

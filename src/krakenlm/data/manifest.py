@@ -26,10 +26,18 @@ _PART = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokenizer:
-    """The tokenizer: where it was taken from, and the sha256 of ``tokenizer/tokenizer.json``."""
+    """The tokenizer.
+
+    Attributes:
+        source: where it was taken from.
+        sha256: of ``tokenizer/tokenizer.json``.
+        ids_sha256: of what decides ids in it, see ``krakenlm.data.same_tokenizer``; empty in
+            manifests that do not have it.
+    """
 
     source: str
     sha256: str
+    ids_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

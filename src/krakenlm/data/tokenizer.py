@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # the 256 bytes and the end of text
 TRAINING_BYTES = 32 << 20
+_FILE = "tokenizer.json"
 # Upper case, runs of blanks, a composed accent, four-byte characters: what lossy tokenizers change.
 _PROBE = "The  Quick\n\n\tbrown fox; d'\u00e9t\u00e9 \U0001f98a end \n"
 
@@ -77,6 +78,12 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
             "or with vocab.json and merges.txt"
         )
     return _from_hub(str(source))
+
+
+def tokenizer_file(directory: Path) -> Path | None:
+    """The ``tokenizer.json`` that ``load_tokenizer`` reads there; None where there is none."""
+    files = (folder / _FILE for folder in _folders(directory))
+    return next((file for file in files if file.is_file()), None)
 
 
 def train_tokenizer(texts: Sequence[Path] | Sample, vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -163,10 +170,15 @@ def check_lossless(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
         )
 
 
+def _folders(directory: Path) -> tuple[Path, Path]:
+    """Where a directory may have its tokenizer: a model, and what ``prepare`` made."""
+    return directory, directory / "tokenizer"
+
+
 def _from_directory(directory: Path) -> "PreTrainedTokenizerFast":
-    for folder in (directory, directory / "tokenizer"):
-        if (folder / "tokenizer.json").is_file():
-            _refuse_mark(folder / "tokenizer.json")
+    for folder in _folders(directory):
+        if (folder / _FILE).is_file():
+            _refuse_mark(folder / _FILE)
             return _with_end_of_text(_auto(str(folder), local_files_only=True), str(folder))
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return _from_gpt2_files(folder)

@@ -22,6 +22,7 @@ from krakenlm.data.hub import HubDataset
 from krakenlm.data.manifest import MANIFEST, SPLITS, Manifest, Split, Tokenizer, sha256_of
 from krakenlm.data.preparation import CUT, Vocabulary, write_splits
 from krakenlm.data.progress import PROGRESS, Command, Progress
+from krakenlm.data.same_tokenizer import ids_sha256
 from krakenlm.data.shards import WHAT_TO_DO, Tokens, is_damaged, map_split
 from krakenlm.data.text import check_files
 from krakenlm.data.tokenizer import check_lossless, tokenizer_for
@@ -271,7 +272,11 @@ def _fill(folder: Path, corpus: Corpus, command: Command, workers: int) -> Manif
         dtype="uint16" if vocabulary.dtype.itemsize == 2 else "uint32",
         vocab_size=vocabulary.size,
         eos_id=vocabulary.eos_id,
-        tokenizer=Tokenizer(source=command.tokenizer, sha256=vocabulary.sha256),
+        tokenizer=Tokenizer(
+            source=command.tokenizer,
+            sha256=vocabulary.sha256,
+            ids_sha256=ids_sha256(vocabulary.engine),
+        ),
         validation_fraction=command.validation_fraction,
         validation_from=written.validation_from,
         splits=written.splits,

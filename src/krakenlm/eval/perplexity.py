@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from krakenlm.console import notes, progress_bar
+from krakenlm.console import progress_bar
+from krakenlm.data.same_tokenizer import check_model_tokenizer
 from krakenlm.data.shards import Tokens, largest
 from krakenlm.data.text import check_files, pieces, utf8_length
 from krakenlm.data.tokenizer import encode, load_tokenizer, plain_encoder
@@ -81,6 +82,7 @@ def perplexity(
     stride: int | None = None,
     per_document: bool = False,
     split: str = "validation",
+    other_tokenizer: bool = False,
 ) -> PerplexityResult:
     """Measure a model's perplexity on prepared tokens or on a text file.
 
@@ -96,6 +98,7 @@ def perplexity(
             tokens more context and take longer.
         per_document: predict each document from nothing but an end-of-text token and itself.
         split: of the prepared directory.
+        other_tokenizer: take tokens that another tokenizer made than the model has.
 
     Raises:
         KrakenError: the model or the data are missing or damaged, or do not fit each other.
@@ -106,7 +109,7 @@ def perplexity(
     check_directory(model)
     target = pick_device(device)
     # The text first: it is quick to refuse, a large model is slow to load.
-    text = _text_of(data, split, model)
+    text = _text_of(data, split, model, other_tokenizer)
     loaded = load_causal_lm(model, device=target)
     window = _check_window(window, loaded.config, model)
     stride = _check_stride(stride, window)
@@ -179,10 +182,10 @@ class _Text(NamedTuple):
     eos_id: int
 
 
-def _text_of(data: Path, split: str, model: Path) -> _Text:
+def _text_of(data: Path, split: str, model: Path, other_tokenizer: bool) -> _Text:
     if data.is_dir():
         opened = open_split(data, split, verify=True)
-        _note_other_tokenizer(data, model)
+        check_model_tokenizer(data, opened.manifest, model, insist=other_tokenizer)
         text = _Text(opened.tokens, opened.info.bytes, opened.manifest.eos_id)
     else:
         text = _encode_file(data, model)
@@ -206,22 +209,6 @@ def _encode_file(path: Path, model: Path) -> _Text:
         ids = encode(encoder, [piece.text])[0]
         parts.append(np.array([*ids, tokenizer.eos_token_id] if piece.last else ids, np.uint32))
     return _Text(np.concatenate(parts), size, tokenizer.eos_token_id)
-
-
-def _note_other_tokenizer(data: Path, model: Path) -> None:
-    """Say so when the model brings a tokenizer that reads these token ids as other text."""
-    theirs, ours = model / "tokenizer.json", data / "tokenizer" / "tokenizer.json"
-    if not (theirs.is_file() and ours.is_file()) or theirs.read_bytes() == ours.read_bytes():
-        return
-    known = load_tokenizer(model).get_vocab()
-    if any(
-        known.get(entry) != number for entry, number in load_tokenizer(data).get_vocab().items()
-    ):
-        notes.print(
-            f"note: {data} was prepared with another tokenizer than {model} has: the numbers "
-            "below mean little; prepare the text with --tokenizer of the model's directory",
-            markup=False,
-        )
 
 
 def _check_window(window: int | None, config: Any, model: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from krakenlm.config import ModelConfig, count_parameters
+from krakenlm.data.manifest import SPLITS
 from krakenlm.errors import KrakenError
 from krakenlm.train.history import History, Loss
 from krakenlm.train.run_folder import RunFolder, resolved_recipe, schedule_of
@@ -120,7 +121,8 @@ def load_run(folder: Path, name: str = "") -> Run:
         model, settings = recipe["model"], recipe["training"]
         length = settings["sequence_length"] or model["max_position_embeddings"]
         data = {
-            "data": recipe["data_sha256"],
+            # Not the tokenizer's file: of the same tokens, whoever saved it, losses compare.
+            "data": {split: recipe["data_sha256"][split] for split in SPLITS},
             "sequence_length": length,
             "validation sequences": settings["eval_batches"] * settings["batch_size"],
         }

@@ -23,6 +23,7 @@ import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
 from krakenlm.config import MODEL_TYPE, count_parameters, training_flops_per_token
 from krakenlm.console import notes
 from krakenlm.data.manifest import Manifest
+from krakenlm.data.same_tokenizer import check_own_tokenizer
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import trying
@@ -72,7 +73,13 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids_T, "labels": ids_T}
 
 
-def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> RunFolder:
+def train(
+    recipe: Recipe,
+    *,
+    restart: bool = False,
+    extend: bool = False,
+    other_tokenizer: bool = False,
+) -> RunFolder:
     """Train a model, or go on where an interrupted run stopped; a finished run is left alone.
 
     With ``extend`` the recipe may have more steps than the run had. The steps it had keep their
@@ -81,13 +88,17 @@ def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> Run
     Under torchrun or ``accelerate launch`` all processes train together. On SIGTERM the step is
     finished, a checkpoint saved, and the process ends with code 143.
 
+    The model gets the data folder's tokenizer; with ``other_tokenizer`` also one that did not make
+    the tokens.
+
     Raises:
         KrakenError: data and model do not fit, the folder belongs to another recipe or is in use,
             the disk is full, or the loss stopped being finite.
     """
     run = RunFolder(recipe.output)
     with joined(_use_cpu(recipe.training)) as ranks:
-        recipe = ranks.first(partial(_claim, run, recipe, ranks.count, restart, extend))
+        claim = partial(_claim, restart=restart, extend=extend, other_tokenizer=other_tokenizer)
+        recipe = ranks.first(partial(claim, run, recipe, ranks.count))
         if run.finished:
             if ranks.is_main:
                 notes.print(f"{run.path}: trained already, nothing to do")
@@ -101,10 +112,19 @@ def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> Run
     return run
 
 
-def _claim(run: RunFolder, recipe: Recipe, ranks: int, restart: bool, extend: bool) -> Recipe:
+def _claim(
+    run: RunFolder,
+    recipe: Recipe,
+    ranks: int,
+    *,
+    restart: bool,
+    extend: bool,
+    other_tokenizer: bool,
+) -> Recipe:
     """Check everything that can be checked, then take the folder; the recipe to follow."""
     training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
     sequence_length(recipe, training, validation)
+    check_own_tokenizer(recipe.data, training.manifest, insist=other_tokenizer)
     check_machine(recipe.training)
     check_sharding(recipe.training, ranks, use_cpu=_use_cpu(recipe.training))
     share(recipe.training.batch_size, recipe.training.gradient_accumulation, ranks)
