@@ -97,7 +97,7 @@ def train(recipe: Recipe, *, restart: bool = False, extend: bool = False) -> Run
         transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
         transformers_logging.set_verbosity_error()  # it warns of the tied head that no file repeats
         held = run.held() if ranks.is_main else nullcontext()
-        with held, disk_errors(run.path), trying("training", _LESS):
+        with held, trying("training", _LESS):
             _train(recipe, run, ranks)
     return run
 
@@ -290,7 +290,8 @@ def _meter(recipe: Recipe, length: int, ranks: Ranks) -> Meter:
 def _tidy(run: RunFolder, ranks: Ranks, display: Display) -> Iterator[None]:
     """End without half-written checkpoints, however training ends."""
     try:
-        yield
+        with disk_errors(run.path):  # it may ask the disk, where these checkpoints still lie
+            yield
     finally:
         display.stop()
         if ranks.is_main:
