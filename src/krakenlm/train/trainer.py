@@ -28,6 +28,7 @@ from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
+from krakenlm.parallel.devices import has_bfloat16
 from krakenlm.parallel.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
 from krakenlm.train.checks import (
@@ -268,10 +269,7 @@ def _use_cpu(settings: Training) -> bool:
 def _uses_bfloat16(settings: Training, use_cpu: bool) -> bool:
     if settings.precision != "auto":
         return settings.precision == "bfloat16"
-    if not use_cpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return has_bfloat16(torch.device("cpu" if use_cpu else "cuda"))
 
 
 def _meter(recipe: Recipe, length: int, ranks: Ranks) -> Meter:
