@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import markers
 import recording
+from krakenlm.bench.allreduce import AllReduceReport
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies
 from krakenlm.bench.results import LatencyReport, ModelLatency
 from krakenlm.spread import Spread
@@ -201,18 +202,18 @@ def _vllm_run(folder: Path, run: int) -> VllmRun:
 
 def allreduce_table(scenario: str) -> str:
     """A row a message size, a column a transport: microseconds of one sum."""
-    runs = [json.loads(p.read_text()) for p in sorted((RESULTS / scenario).glob("run-*.json"))]
-    columns = sorted({(row["transport"], row["dtype"]) for run in runs for row in run["results"]})
-    sizes = sorted({row["bytes"] for run in runs for row in run["results"]})
+    runs = [AllReduceReport.load(p) for p in sorted((RESULTS / scenario).glob("run-*.json"))]
+    columns = sorted({(each.transport, each.dtype) for run in runs for each in run.results})
+    sizes = sorted({each.bytes for run in runs for each in run.results})
     rows = []
     for size in sizes:
         cells = [f"{size}"]
         for transport, dtype in columns:
             found = [
-                row["time_us"]["median"]
+                each.time_us.median
                 for run in runs
-                for row in run["results"]
-                if (row["bytes"], row["transport"], row["dtype"]) == (size, transport, dtype)
+                for each in run.results
+                if (each.bytes, each.transport, each.dtype) == (size, transport, dtype)
             ]
             cells.append(cell(found, digits=0))
         rows.append(cells)

@@ -6,13 +6,17 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout, lock_descriptor
+
 from krakenlm.errors import KrakenError
+
+LOCK = ".lock"
+"""The file in a folder by which a process holds it; nothing else of ours has that name."""
 
 
 @contextmanager
@@ -69,9 +73,12 @@ def resumable_directory(
             partial.mkdir(exist_ok=True)
         with hold(partial, busy):
             try:
+                # While this one waited for the lock, who had it may have made the target.
+                _refuse_what_is_there(shown, target, replace)
                 with disk_errors(target):
                     yield partial
                     _put_in_place(partial, target)
+                    (target / LOCK).unlink(missing_ok=True)
             except BaseException:
                 if not worth_keeping(partial):
                     shutil.rmtree(partial, ignore_errors=True)
@@ -85,37 +92,46 @@ def unfinished(target: Path) -> Path:
 
 
 @contextmanager
-def hold(folder: Path, busy: str) -> Iterator[None]:
+def hold(folder: Path, busy: str) -> Iterator[bool]:
     """Hold a folder against other processes; the system lets go of it when this one ends.
 
-    On a file system without locks nobody is kept out.
+    Yields whether it is: on a file system without locks nobody is kept out. A file that keeps
+    others out by being there would not do instead, since nobody removes it for a machine that died.
 
     Raises:
-        KrakenError: ``busy``, where another process holds it.
+        KrakenError: ``busy``, where another process holds it, or the disk refuses.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    # Who only looks, in ``is_held``, has the lock for a moment: that is waited for.
+    lock = FileLock(folder / LOCK, timeout=0.5, fallback_to_soft=False)
+    with _refusals(folder):
+        here = folder.stat()
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):  # at the end it may have been renamed
+            raise KrakenError(busy) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
     try:
-        for wait in (0.05,) * 10 + (0.0,):  # who only looks, in ``is_held``, has it for a moment
-            if _locked(handle, exclusive=True):
-                break
-            if not wait:
-                raise KrakenError(busy)
-            time.sleep(wait)
-        yield
+        yield lock.is_locked
     finally:
-        os.close(handle)
+        with suppress(OSError):  # renamed or removed meanwhile, with another in its place perhaps
+            if os.path.samestat(here, folder.stat()):
+                (folder / LOCK).unlink()
+        lock.release()
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process on this machine, or on one that shares its locks, holds the folder."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _locked(handle, exclusive=False)
-    finally:
-        os.close(handle)
+    # NFS locks only what may be written, and the run of another user may only be read.
+    for mode in (os.O_RDWR, os.O_RDONLY):
+        with suppress(OSError):
+            handle = os.open(folder / LOCK, mode)
+            try:
+                return not lock_descriptor(handle, blocking=False)
+            finally:
+                os.close(handle)
+    return False
 
 
 @contextmanager
@@ -176,24 +192,10 @@ def disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _WRITE_REFUSALS.get(_errno_of(error) or 0)
+        reason = _WRITE_REFUSALS.get(_errno_of(error, target) or 0)
         if reason is None:
             raise
         raise KrakenError(f"cannot write {target}: {reason}") from error
-
-
-def _locked(handle: int, *, exclusive: bool) -> bool:
-    """Whether the lock could be had; it stays until the handle is closed."""
-    import fcntl
-
-    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
 
 
 def _refuse_what_is_there(shown: Path, target: Path, replace: bool) -> None:
@@ -240,16 +242,34 @@ _WRITE_REFUSALS = {
 }
 
 
-def _errno_of(error: Exception) -> int | None:
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+_PROBE_BYTES = 1 << 20
+
+
+def _errno_of(error: Exception, target: Path) -> int | None:
+    """The system's number of what went wrong while ``target`` was written."""
     if isinstance(error, OSError):
         return error.errno
-    # safetensors, written in Rust, hides the system's number in its text.
+    if isinstance(error, KrakenError):
+        return None
+    # Rust, in which safetensors is written, ends the system's errors with their number.
     number = re.search(r"\(os error (\d+)\)", str(error))
-    if number:
-        return int(number[1])
-    # torch.save loses it; that a file does not grow as it should is what a full disk does.
-    stuck = re.search(r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+", str(error))
-    return errno.ENOSPC if stuck else None
+    # Where it is lost, as in torch.save, the system is asked again.
+    return int(number[1]) if number else _refused(target)
+
+
+def _refused(target: Path) -> int | None:
+    """The number by which the system refuses one more small file beside or in ``target``."""
+    folder = next(folder for folder in (target, *target.parents) if folder.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())  # a quota may show only here
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -6,9 +6,10 @@ Configurations, recipes, manifests and other files of ours are read through here
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from krakenlm.errors import ConfigError, KrakenError
@@ -75,8 +76,28 @@ def from_json(cls: type[_T], values: Any, path: Path, advice: str) -> _T:
         raise _unreadable(path, error, advice) from error
 
 
+def read_if_there(cls: type[_T], path: Path, advice: str) -> _T | None:
+    """The dataclass ``cls`` that a JSON file of ours holds; None where there is no file.
+
+    Raises:
+        KrakenError: it cannot be read, or holds something else; ``advice`` says what to do.
+    """
+    try:
+        return from_json(cls, read_json(path, advice), path, advice)
+    except FileNotFoundError:
+        return None
+
+
 def read_report(
-    cls: type[_T], path: Path, kind: str, version: int, *, what: str, advice: str, again: str
+    cls: type[_T],
+    path: Path,
+    kind: str,
+    version: int,
+    *,
+    what: str,
+    advice: str,
+    again: str,
+    current: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> _T:
     """A result that a command wrote earlier.
 
@@ -88,6 +109,7 @@ def read_report(
         what: such a file is, for messages: ``an evaluation``.
         advice: what to give instead of a file that is none.
         again: what to do where the layout or the content is another.
+        current: makes the present layout of an earlier one, and hands back what it does not know.
 
     Raises:
         KrakenError: no such file, another kind or version, or keys and values that do not belong.
@@ -96,12 +118,16 @@ def read_report(
         value = read_json(path, advice)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise KrakenError(f"cannot read {path}: there is no such file: {advice}") from error
-    if not isinstance(value, dict) or value.get("kind") != kind:
+    try:
+        value = current(value)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        value = None  # no layout of these
+    if value is None or value.get("kind") != kind:
         raise KrakenError(f"{path} is no {what.partition(' ')[2]}: {advice}")
     if value.get("schema_version") != version:
         raise KrakenError(
-            f"{path} is {what} of schema version {value.get('schema_version')!r}, and "
-            f"this krakenlm reads {version}: update krakenlm or {again}"
+            f"{path} is {what} of schema version {value.get('schema_version')!r}, and this "
+            f"krakenlm reads none above {version}: update krakenlm or {again}"
         )
     return from_json(cls, value, path, again)
 
@@ -139,14 +165,22 @@ def _unreadable(path: Path, why: object, advice: str) -> KrakenError:
 
 def _fitting(hint: Any, name: str, value: Any) -> Any:
     """``value`` as the type ``hint`` wants it."""
+    if hint is Any:
+        return value
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             fits = ", ".join(map(repr, get_args(hint)))
             raise ConfigError(f"{name}={value!r}: choose one of {fits}")
         return value
+    if get_origin(hint) is UnionType:
+        (needed,) = set(get_args(hint)) - {NoneType}
+        return None if value is None else _fitting(needed, name, value)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         item = get_args(hint)[0]
         return tuple(_fitting(item, f"{name}[{i}]", each) for i, each in enumerate(value))
+    if get_origin(hint) is dict and isinstance(value, dict):
+        item = get_args(hint)[1]
+        return {key: _fitting(item, f"{name}.{key}", each) for key, each in value.items()}
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
         return value if isinstance(value, hint) else from_plain(hint, value, name)

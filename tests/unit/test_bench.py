@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 import tiny
 from krakenlm import environment as environment_module
 from krakenlm.bench import figures
+from krakenlm.bench.allreduce import AllReduceReport, Sum
 from krakenlm.bench.breakdown import Stopwatch, measure_breakdown
 from krakenlm.bench.chrome_trace import chrome_trace
 from krakenlm.bench.figures import draw_breakdowns, draw_latencies, draw_losses, draw_timelines
@@ -34,7 +36,9 @@ from krakenlm.parallel.trace import Event
 from krakenlm.spread import Quantiles
 
 WIRINGS = ("standard", "parallel", "ladder", "kraken")
-VERSION_1 = Path(__file__).parents[1] / "golden" / "latency-report-v1.json"
+GOLDEN = Path(__file__).parents[1] / "golden"
+VERSION_1, VERSION_2 = (GOLDEN / f"latency-report-v{version}.json" for version in (1, 2))
+SUMS_VERSION_1 = GOLDEN / "allreduce-report-v1.json"
 
 
 def environment() -> Environment:
@@ -108,6 +112,34 @@ def bare(report: LatencyReport) -> LatencyReport:
         for r in report.results
     )
     return replace(report, results=results)
+
+
+def some_sums() -> AllReduceReport:
+    return AllReduceReport(
+        command=("krakenlm", "bench", "allreduce"),
+        devices=2,
+        iterations=20,
+        link="real",
+        environment=environment(),
+        results=(
+            Sum(
+                transport="sockets",
+                dtype="bfloat16",
+                bytes=1024,
+                count=512,
+                time_us=around(100.0),
+                algbw_gb_per_s=0.01,
+                busbw_gb_per_s=0.01,
+                wrong=0,
+            ),
+        ),
+    )
+
+
+REPORTS = {
+    "latency": (LatencyReport.load, made_up),
+    "allreduce": (AllReduceReport.load, some_sums),
+}
 
 
 def printed(table: Any) -> str:
@@ -253,7 +285,7 @@ def test_a_report_round_trips_through_json(tmp_path, report):
 
 def test_the_json_has_the_keys_that_readers_rely_on():
     values = json.loads(json.dumps(made_up().to_json()))
-    assert values["schema_version"] == 2
+    assert (values["kind"], values["schema_version"]) == ("latency", 3)
     kraken = values["results"][3]
     assert kraken["ttft_ms"].keys() == {"median", "p10", "p90"}
     assert kraken["reduction_percent"] == pytest.approx(50.0)
@@ -279,44 +311,90 @@ def test_reports_of_version_1_are_read(tmp_path):
     assert "kraken" in printed(latency_table(report))
 
 
+def test_reports_of_version_2_are_read():
+    """The file is what that version wrote of ``made_up``."""
+    assert LatencyReport.load(VERSION_2) == made_up()
+
+
+@pytest.mark.parametrize("kind", REPORTS)
 @pytest.mark.parametrize(
-    "change",
+    ("change", "said"),
     [
-        lambda values: values.pop("schema_version"),
-        lambda values: values.pop("results"),
-        lambda values: values.update(extra=1),
-        lambda values: values["results"][0].pop("ttft_ms"),
-        lambda values: values["results"][0].update(extra=1),
-        lambda values: values["results"][0]["ttft_ms"].update(p50=1.0),
-        lambda values: values["environment"].pop("commit"),
+        (lambda values: values.pop("schema_version"), "is no "),
+        (lambda values: values.pop("results"), "(is no |results is missing)"),
+        (lambda values: values.update(kind="serving"), "is no "),
+        (lambda values: values.update(extra=1), "unknown key 'extra'"),
+        (lambda values: values["results"][0].update(extra=1), "unknown key 'extra'"),
+        (lambda values: values["environment"].pop("commit"), "commit is missing"),
+        (lambda values: values.update(devices="two"), "devices='two'"),
+        (lambda values: values.update(schema_version=0), "of schema version 0"),
+        (lambda values: values.update(schema_version="2"), "of schema version '2'"),
+        (lambda values: values.update(schema_version=None), "of schema version None"),
     ],
-    ids=["no schema", "no results", "key", "entry", "entry's key", "quantiles", "environment"],
 )
-def test_what_does_not_fit_the_schema_is_refused(tmp_path, change):
-    values = json.loads(json.dumps(made_up().to_json()))
+def test_what_does_not_fit_the_schema_is_refused(tmp_path, kind, change, said):
+    assert_refused(tmp_path, kind, change, said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("latency", lambda v: v["results"][0].pop("ttft_ms"), "ttft_ms is missing"),
+        ("latency", lambda v: v["results"][0]["ttft_ms"].update(p50=1.0), "unknown key 'p50'"),
+        ("latency", lambda v: v["results"][0].update(units="1,1"), "units='1,1'"),
+        ("latency", lambda v: v["results"][0]["breakdown_ms"].update(norm="x"), "ms.norm='x'"),
+        ("latency", lambda v: v.update(schema_version=4), "of schema version 4, .* above 3"),
+        ("allreduce", lambda v: v["results"][0]["time_us"].pop("p90"), "p90 is missing"),
+        ("allreduce", lambda v: v["results"][0].update(bytes=1.5), "bytes=1.5"),
+        ("allreduce", lambda v: v.update(schema_version=3), "of schema version 3, .* above 2"),
+    ],
+)
+def test_entries_are_read_strictly(tmp_path, kind, change, said):
+    assert_refused(tmp_path, kind, change, said)
+
+
+def assert_refused(folder: Path, kind: str, change: Callable[[Any], object], said: str) -> None:
+    load, make = REPORTS[kind]
+    values = json.loads(json.dumps(make().to_json()))
     change(values)
-    path = tmp_path / "report.json"
+    path = folder / "report.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(KrakenError, match=r"report\.json is not a latency report of this version"):
-        LatencyReport.load(path)
+    with pytest.raises(KrakenError, match=said) as caught:
+        load(path)
+    assert "report.json" in str(caught.value) and "measure again" in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", None])
-def test_another_schema_version_is_refused(tmp_path, version):
-    path = tmp_path / "report.json"
-    path.write_text(json.dumps({**made_up().to_json(), "schema_version": version}))
-    with pytest.raises(KrakenError, match=r"schema version .* reads 1 and 2"):
-        LatencyReport.load(path)
-
-
+@pytest.mark.parametrize("load", [LatencyReport.load, AllReduceReport.load])
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"schema_version": 1}', "\x00"])
-def test_what_is_no_report_is_refused(tmp_path, content):
+def test_what_is_no_report_is_refused(tmp_path, load, content):
     path = tmp_path / "report.json"
     path.write_text(content)
     with pytest.raises(KrakenError, match="measure again"):
-        LatencyReport.load(path)
+        load(path)
     with pytest.raises(KrakenError, match="measure again"):
-        LatencyReport.load(tmp_path / "gone.json")
+        load(tmp_path / "gone.json")
+
+
+def test_a_report_of_one_kind_is_not_read_as_another(tmp_path):
+    for old in (VERSION_1, VERSION_2):
+        with pytest.raises(KrakenError, match=r"(is no report of sums|unknown key)"):
+            AllReduceReport.load(old)
+    with pytest.raises(KrakenError, match="is no latency report"):
+        LatencyReport.load(SUMS_VERSION_1)
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps(some_sums().to_json()))
+    with pytest.raises(KrakenError, match="is no latency report"):
+        LatencyReport.load(path)
+
+
+def test_reports_of_sums_are_read_and_so_are_those_of_version_1(tmp_path):
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps(some_sums().to_json()))
+    assert AllReduceReport.load(path) == some_sums()
+    old = json.loads(SUMS_VERSION_1.read_text())
+    read = AllReduceReport.load(SUMS_VERSION_1)
+    assert [vars(each.time_us) for each in read.results] == [r["time_us"] for r in old["results"]]
+    assert (read.kind, read.devices, read.iterations) == ("allreduce", 2, 40)
 
 
 # --- tables and traces -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from krakenlm.bench import allreduce
-from krakenlm.bench.allreduce import parse_bytes, parse_transports
+from krakenlm.bench.allreduce import AllReduceReport, parse_bytes, parse_transports
 from krakenlm.bench.latency import Setup, check
 from krakenlm.bench.models import Contender
 from krakenlm.bench.results import PART_NAMES, LatencyReport
@@ -200,7 +200,9 @@ def test_tables_go_to_stdout_and_notes_to_stderr(latency):
 @pytest.mark.dist
 def test_sums_are_right_over_every_transport(sums):
     values = sums.json("sums.json")
-    assert values["schema_version"] == 1
+    assert (values["kind"], values["schema_version"]) == ("allreduce", 2)
+    report = AllReduceReport.load(sums.folder / "sums.json")
+    assert json.loads(json.dumps(report.to_json())) == values
     results = values["results"]
     kinds = {(r["transport"], r["dtype"]) for r in results}
     assert {("process-group", "bfloat16"), ("process-group", "float32")} <= kinds

@@ -730,11 +730,18 @@ def test_demo_on_a_full_disk(cli, tmp_path, tiny_text):
     ids=["system", "quota", "safetensors", "torch"],
 )
 def test_every_way_to_say_that_the_disk_is_full(cli, tmp_path, tiny_data, monkeypatch, error):
-    """The same where nothing can be mounted: what the libraries raise, at the model's save."""
+    """The same where nothing can be mounted: what the libraries raise, at the model's save.
+
+    What torch raises does not tell, so the disk is asked.
+    """
 
     def full(self, output_dir, **kwargs):
         raise error
 
+    def refuse(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr("krakenlm.train.loop.LoopTrainer.save_model", full)
     outcome = cli("train", write_recipe(tmp_path, tiny_data, steps=1))
     assert_refused(outcome, "cannot write", "free some", progress=True)

@@ -327,7 +327,7 @@ def test_the_numbers_are_the_same_everywhere(demo, capfd):
     assert latency == json.loads((plan.out / "first_token.json").read_text())
     assert [result["wiring"] for result in latency["results"]] == list(plan.models(300))
     rows = {row[0]: row for row in page.rows if len(row) == 6}
-    assert latency["schema_version"] == 2 and latency["results"][0]["speedup"] == 1.0
+    assert latency["schema_version"] == 3 and latency["results"][0]["speedup"] == 1.0
     for result in latency["results"]:
         median, speedup = result["ttft_ms"]["median"], result["speedup"]
         shown = rows[result["wiring"]]

@@ -4,7 +4,10 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
+import sys
 import threading
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import tiny
 from krakenlm import files
 from krakenlm.errors import KrakenError
 from krakenlm.files import (
+    LOCK,
     disk_errors,
     hold,
     is_held,
@@ -178,8 +182,6 @@ def test_where_json_cannot_be_written_is_said_before_there_is_any(tmp_path):
         (OSError(errno.EROFS, "x"), "read-only"),
         (NotADirectoryError(errno.ENOTDIR, "x"), "is a file"),
         (Exception("I/O error: No space left on device (os error 28)"), "no space left"),
-        (RuntimeError("[enforce fail at x.cc:1] . unexpected pos 64 vs 0"), "no space left"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "no space left"),
     ],
 )
 def test_refusals_to_write_are_for_people(tmp_path, error, said):
@@ -190,10 +192,27 @@ def test_refusals_to_write_are_for_people(tmp_path, error, said):
 
 
 @pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota")]
+)
+def test_the_disk_is_asked_where_an_error_does_not_tell(tmp_path, monkeypatch, number, said):
+    def refuse(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    target = tmp_path / "not" / "made" / "out"
+    with pytest.raises(KrakenError, match=f"cannot write {target}: .*{said}"), disk_errors(target):
+        raise RuntimeError("a library's own words")
+    with pytest.raises(KrakenError, match=r"^said already$"), disk_errors(target):
+        raise KrakenError("said already")
+    assert tiny.snapshot(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
     "error",
     [
         OSError(errno.EIO, "x"),
-        RuntimeError("PytorchStreamReader failed reading zip archive"),
+        RuntimeError("[enforce fail at x.cc:1] . unexpected pos 64 vs 0"),
+        Exception("I/O error: Input/output error (os error 5)"),
         ValueError("position 3 vs 4"),
         KrakenError("said already"),
         Stop(),
@@ -206,27 +225,121 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     assert caught.value is error
 
 
-def test_a_folder_is_held_by_one(tmp_path):
+def test_a_folder_is_held_by_one_and_nothing_is_left(tmp_path):
     assert not is_held(tmp_path / "not there") and not is_held(tmp_path)
-    with hold(tmp_path, "in use: wait"):
-        assert is_held(tmp_path)
+    with hold(tmp_path, "in use: wait") as held:
+        assert held and is_held(tmp_path)
         with pytest.raises(KrakenError, match=r"^in use: wait$"), hold(tmp_path, "in use: wait"):
             pytest.fail("the block must not run")
+        assert is_held(tmp_path)
     assert not is_held(tmp_path)
+    assert tiny.snapshot(tmp_path) == {}
 
 
 def test_who_only_looks_at_a_folder_keeps_nobody_from_it(tmp_path):
-    looking = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(looking, fcntl.LOCK_SH)
+    looking = os.open(tmp_path / LOCK, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(looking, fcntl.LOCK_EX)
     threading.Timer(0.1, os.close, [looking]).start()
     with hold(tmp_path, "in use"):
         assert is_held(tmp_path)
 
 
-def test_a_file_system_without_locks_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_a_lock_ends_with_a_killed_process(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from krakenlm.files import hold\n"
+        "with hold(Path(sys.argv[1]), 'in use'): print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            assert is_held(tmp_path)
+        finally:
+            process.kill()
+    assert (tmp_path / LOCK).exists() and not is_held(tmp_path)
+    with hold(tmp_path, "in use"):
+        assert is_held(tmp_path)
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_that_may_only_be_read_tells_all_the_same(tmp_path, monkeypatch):
+    """As in the run of another user."""
+    really = os.open
+
+    def open_(path, flags, *rest, **keywords):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path, flags, *rest, **keywords)
+
+    with hold(tmp_path, "in use"), monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_)
+        assert is_held(tmp_path)
+    (tmp_path / LOCK).touch()
+    monkeypatch.setattr(os, "open", open_)
+    assert not is_held(tmp_path)
+
+
+def test_the_lock_of_a_folder_that_was_replaced_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    with hold(tmp_path / "run", "in use"):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / LOCK).write_text("of another process")
+    assert (tmp_path / "run" / LOCK).read_text() == "of another process"
+    assert not is_held(tmp_path / "moved")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_taken_as_it_is(tmp_path, monkeypatch, number):
     def refused(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with hold(tmp_path, "in use"):
-        assert not is_held(tmp_path)
+    with hold(tmp_path, "in use") as held:
+        assert not held and not is_held(tmp_path)
+    assert tiny.snapshot(tmp_path) == {}
+
+
+def test_a_folder_that_may_not_be_written_to_is_not_held(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    said = f"cannot write {tmp_path}: the file system is read-only"
+    with pytest.raises(KrakenError, match=said), hold(tmp_path, "in use"):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_finished_directory_has_no_lock_in_it(tmp_path, fails):
+    """Nor has one that is kept for the next try, which takes it as it is."""
+    out = tmp_path / "out"
+    kept = resumable_directory(out, worth_keeping=lambda _: True)
+    with pytest.raises(Stop) if fails else nullcontext(), kept as partial:
+        (partial / "file").write_text("text")
+        assert is_held(partial)
+        again = resumable_directory(out, worth_keeping=lambda _: True)
+        with pytest.raises(KrakenError, match="is being written by another krakenlm"), again:
+            pytest.fail("the block must not run")
+        if fails:
+            raise Stop
+    name = "out.unfinished" if fails else "out"
+    assert tiny.snapshot(tmp_path) == {name: None, f"{name}/file": b"text"}
+
+
+def test_what_another_process_finished_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    """Seen when the lock is had, which may be a while after the first look."""
+    out = tmp_path / "out"
+
+    @contextmanager
+    def slow(folder, busy):
+        out.mkdir()
+        (out / "theirs").write_text("whole")
+        with hold(folder, busy) as held:
+            yield held
+
+    monkeypatch.setattr(files, "hold", slow)
+    late = resumable_directory(out, worth_keeping=lambda _: False)
+    with pytest.raises(KrakenError, match="exists already"), late:
+        pytest.fail("the block must not run")
+    assert tiny.snapshot(tmp_path) == {"out": None, "out/theirs": b"whole"}

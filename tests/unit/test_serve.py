@@ -176,7 +176,7 @@ def test_servers_that_run_already_are_asked(monkeypatch, folder, tmp_path):
     [
         (None, "no such file"),
         ("[]", "is no benchmark of served models"),
-        ('{"kind": "serving", "schema_version": 2}', "of schema version 2, .* reads 1"),
+        ('{"kind": "serving", "schema_version": 2}', "schema version 2, .* above 1"),
     ],
 )
 def test_other_files_are_no_report(text, said, tmp_path):

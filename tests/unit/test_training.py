@@ -1,6 +1,8 @@
 """Training by recipe: it learns, it leaves whole files, it goes on where it stopped."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -706,6 +708,16 @@ def test_a_run_in_use_is_left_alone(recipe):
                 train(recipe(steps=2), restart=restart)
     assert not run.is_running
     assert train(recipe(steps=2)).finished
+
+
+def test_where_there_are_no_locks_training_says_so(recipe, monkeypatch, capsys):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert train(recipe(steps=1)).finished
+    said = " ".join(capsys.readouterr().err.split())
+    assert "run lies on a file system without locks: nothing keeps a second krakenlm" in said
 
 
 def test_the_history_can_be_read_while_the_run_lasts(recipe, monkeypatch):

@@ -8,7 +8,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,9 @@ from krakenlm.parallel.failures import REPORT
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.links import Link
 from krakenlm.spread import Quantiles
+from krakenlm.strict import read_report
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _WARM_UP = 3
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -94,19 +96,56 @@ class Sum:
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduceReport:
-    """All sums of a run."""
+    """All sums of a run.
 
+    Attributes:
+        kind: tells these files from others of the project.
+        schema_version: of this layout.
+        command: what was typed.
+        devices: ranks.
+        iterations: timed sums of each size.
+        link: ``real``, or ``emulated: `` and the model's numbers.
+        environment: where, and with what.
+        results: an entry for each transport, type and size.
+    """
+
+    kind: Literal["allreduce"] = "allreduce"
+    schema_version: int = SCHEMA_VERSION
     command: tuple[str, ...]
     devices: int
     iterations: int
     link: str
     environment: Environment
     results: tuple[Sum, ...]
-    schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def load(cls, path: Path) -> "AllReduceReport":
+        """Read what ``to_json`` gave, also an earlier version's.
+
+        Raises:
+            KrakenError: no such file, another schema, or not a report.
+        """
+        return read_report(
+            cls,
+            path,
+            "allreduce",
+            SCHEMA_VERSION,
+            what="a report of sums",
+            advice="give the JSON of an earlier krakenlm bench allreduce, or measure again",
+            again="measure again",
+            current=_in_this_layout,
+        )
+
+
+def _in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 was the same without its kind."""
+    if values["schema_version"] == 1:
+        return {**values, "kind": "allreduce", "schema_version": SCHEMA_VERSION}
+    return values
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from krakenlm.model.packed import can_pack
 from krakenlm.model.reduce import Pending, Reducer
 from krakenlm.parallel.collective import Collective
 from krakenlm.parallel.connect import Connections
-from krakenlm.parallel.devices import DTYPES
+from krakenlm.parallel.devices import DTYPES, has_bfloat16
 from krakenlm.parallel.launch import Rank
 
 _T = TypeVar("_T")
 
 
 def dtype_on(device: torch.device, name: str) -> torch.dtype:
-    """The named dtype; ``auto`` is bfloat16 on GPUs and on CPUs that multiply it themselves."""
+    """The named dtype; ``auto`` is bfloat16 where the device multiplies it itself."""
     if name != "auto":
         return DTYPES[name]
-    fast = device.type == "cuda" or can_pack(torch.empty(1, 1, dtype=torch.bfloat16))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def now(rank: Rank) -> float:

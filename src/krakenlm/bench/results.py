@@ -1,17 +1,15 @@
 """Typed results with what is needed to repeat them; pictures and tables are drawn from these."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from krakenlm.environment import Environment
-from krakenlm.errors import KrakenError
 from krakenlm.spread import Quantiles
-from krakenlm.strict import read_json
+from krakenlm.strict import read_report
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REAL_LINK = "real"
 BASELINE = "standard"
 """The wiring that speedups are over."""
@@ -92,26 +90,14 @@ class ModelLatency:
         """The speedup as a reduction of the time to first token, in per cent."""
         return None if self.speedup is None else 100 * (1 - 1 / self.speedup)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "ModelLatency":
-        """What ``LatencyReport.to_json`` made of one."""
-        fields = dict(values)
-        fields.pop("reduction_percent", None)  # follows from the speedup
-        for key, value in fields.items():
-            if value is None:
-                continue
-            if key.endswith("_spread") or (key.endswith("_ms") and key != "breakdown_ms"):
-                fields[key] = Quantiles(**value)
-            elif key == "units":
-                fields[key] = tuple(value)
-        return cls(**fields)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyReport:
     """Latencies measured in one run, models interleaved.
 
     Attributes:
+        kind: tells these files from others of the project.
+        schema_version: of this layout.
         title: what was measured.
         devices: ranks.
         input_len: tokens of each prompt.
@@ -131,6 +117,8 @@ class LatencyReport:
         peak_rss_bytes: most memory that each rank's process ever held, all models together.
     """
 
+    kind: Literal["latency"] = "latency"
+    schema_version: int = SCHEMA_VERSION
     title: str
     devices: int
     input_len: int
@@ -148,7 +136,6 @@ class LatencyReport:
     placement: str | None = None
     tensor_parallel: int | None = None
     peak_rss_bytes: tuple[int, ...] | None = None
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def conditions(self) -> str:
@@ -169,37 +156,23 @@ class LatencyReport:
 
     @classmethod
     def load(cls, path: Path) -> "LatencyReport":
-        """Read a report of this schema or of version 1, also from a demo's ``results.json``.
+        """Read a report, also an earlier version's, or the one in a demo's ``results.json``.
 
-        What version 1 did not say is None.
+        What an earlier version did not say is None.
 
         Raises:
-            KrakenError: another schema, or not a report.
+            KrakenError: no such file, another schema, or not a report.
         """
-        try:
-            values = read_json(path, "measure again")
-            values = dict(values.get("first_token", values))
-            version = values.pop("schema_version")
-        except (OSError, KeyError, TypeError, AttributeError) as error:
-            raise _not_a_report(path) from error
-        if version not in (1, SCHEMA_VERSION):
-            raise KrakenError(
-                f"{path} is a latency report of schema version {version!r}, and this krakenlm "
-                f"reads 1 and {SCHEMA_VERSION}: update krakenlm or measure again"
-            )
-        try:
-            return cls._of(_from_version_1(values) if version == 1 else values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _not_a_report(path) from error
-
-    @classmethod
-    def _of(cls, values: dict[str, Any]) -> "LatencyReport":
-        values["environment"] = Environment(**values["environment"])
-        values["results"] = tuple(map(ModelLatency.from_json, values["results"]))
-        for key in ("command", "peak_rss_bytes"):
-            if values.get(key) is not None:
-                values[key] = tuple(values[key])
-        return cls(**values)
+        return read_report(
+            cls,
+            path,
+            "latency",
+            SCHEMA_VERSION,
+            what="a latency report",
+            advice="give the JSON of an earlier krakenlm bench latency, or measure again",
+            again="measure again",
+            current=_in_this_layout,
+        )
 
 
 def link_in_words(link: str) -> str:
@@ -207,13 +180,22 @@ def link_in_words(link: str) -> str:
     return f"{link} link" if link == REAL_LINK else f"link {link}"
 
 
-def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 knew the first token of one model a wiring, and speedups of medians."""
-    values["input_len"] = values.pop("prompt_tokens")
-    values["iterations"] = values.pop("repetitions")
-    values["results"] = [{"label": entry["wiring"], **entry} for entry in values["results"]]
+def _in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what follows from the rest, and as one of this version where it is older.
+
+    Version 1 knew the first token of one model a wiring, and speedups of medians. Up to version 2
+    no kind was written.
+    """
+    values = dict(values.get("first_token", values))
+    version = values["schema_version"]
+    results = [dict(entry) for entry in values["results"]]
+    for entry in results:
+        entry.pop("reduction_percent", None)
+    values["results"] = results
+    if version == 1:
+        values["input_len"] = values.pop("prompt_tokens")
+        values["iterations"] = values.pop("repetitions")
+        values["results"] = [{"label": entry["wiring"], **entry} for entry in results]
+    if version in (1, 2) and "kind" not in values:
+        values |= {"kind": "latency", "schema_version": SCHEMA_VERSION}
     return values
-
-
-def _not_a_report(path: Path) -> KrakenError:
-    return KrakenError(f"{path} is not a latency report of this version: measure again")

@@ -12,7 +12,7 @@ from krakenlm.data.manifest import Shard
 from krakenlm.data.tail import Cut, Stretch, Tail
 from krakenlm.errors import KrakenError
 from krakenlm.files import write_json
-from krakenlm.strict import from_json, read_json
+from krakenlm.strict import read_if_there
 
 PROGRESS = "progress.json"
 
@@ -101,10 +101,8 @@ class Progress:
         Raises:
             KrakenError: it was another command, or ``progress.json`` is damaged.
         """
-        path, advice = folder / PROGRESS, f"remove {folder} to begin anew"
-        try:
-            found = from_json(cls, read_json(path, advice), path, advice)
-        except FileNotFoundError:
+        found = read_if_there(cls, folder / PROGRESS, f"remove {folder} to begin anew")
+        if found is None:
             return None
         other = [
             field.name.replace("_", " ")

@@ -27,7 +27,7 @@ from krakenlm.data.shards import WHAT_TO_DO, Tokens, is_damaged, map_split
 from krakenlm.data.text import check_files
 from krakenlm.data.tokenizer import check_lossless, tokenizer_for
 from krakenlm.errors import KrakenError
-from krakenlm.files import resumable_directory, unfinished
+from krakenlm.files import LOCK, resumable_directory, unfinished
 
 __all__ = [
     "SPLITS",
@@ -249,7 +249,7 @@ def _check_contents(folder: Path, what: str, needed: str | None) -> None:
         return
     ours = re.compile(
         rf"(train|validation)(-\d+)?\.bin|tokenizer|{CUT}|{MANIFEST}|{PROGRESS}"
-        rf"|\.({MANIFEST}|{PROGRESS})-partial-.*"
+        rf"|\.({MANIFEST}|{PROGRESS})-partial-.*|{re.escape(LOCK)}"
     )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     foreign = not folder.is_dir() or any(not ours.fullmatch(name) for name in found)
@@ -287,7 +287,8 @@ def _fill(folder: Path, corpus: Corpus, command: Command, workers: int) -> Manif
 def _new_vocabulary(folder: Path, corpus: Corpus, tokenizer: str) -> Vocabulary:
     """Save the tokenizer in the folder, emptied of what an interrupted run left."""
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     chosen = tokenizer_for(tokenizer, corpus.sample)
     check_lossless(chosen, tokenizer)
     chosen.save_pretrained(str(folder / "tokenizer"))

@@ -47,7 +47,7 @@ class TaskScore:
     def __post_init__(self) -> None:
         for name in ("metrics", "standard_errors"):
             for metric, value in getattr(self, name).items():
-                if type(value) not in (int, float) or not math.isfinite(value):
+                if not math.isfinite(value):
                     raise ConfigError(f"{name}.{metric}={value!r}: needs a number")
         if self.metric not in self.metrics:
             raise ConfigError(f"metric={self.metric!r}: needs one of {', '.join(self.metrics)}")

@@ -5,10 +5,14 @@ from typing import Literal, get_args
 import torch
 
 from krakenlm.errors import KrakenError
+from krakenlm.model.packed import can_pack
 
 DeviceType = Literal["auto", "cpu", "cuda"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """By name; what ``auto`` stands for depends on who asks."""
+
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16")
+"""As PyTorch calls them: of x86 processors, and the last of ARM's."""
 
 
 def check_device(name: str) -> None:
@@ -39,6 +43,16 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise KrakenError(f"--threads {threads}: needs 1 or more")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself; others take longer for it than for float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.9: what oneDNN has products for
+        return can_pack(torch.empty(1, 1, dtype=torch.bfloat16))
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in _BFLOAT16_INSTRUCTIONS)
 
 
 def name_of(dtype: torch.dtype) -> str:

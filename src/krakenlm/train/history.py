@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krakenlm.strict import from_json, read_json
+from krakenlm.strict import read_if_there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +68,7 @@ class History:
         Raises:
             KrakenError: it is not what training writes.
         """
-        advice = "train again, or remove it"
-        try:
-            return from_json(cls, read_json(path, advice), path, advice)
-        except FileNotFoundError:
-            return None
+        return read_if_there(cls, path, "train again, or remove it")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""

@@ -14,15 +14,17 @@ A run may be moved, and so may its data: paths are written down and not compared
 import dataclasses
 import json
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from krakenlm.config import ModelConfig
+from krakenlm.console import print_note
 from krakenlm.data.manifest import Manifest
 from krakenlm.errors import KrakenError
-from krakenlm.files import hold, is_held, write_json
+from krakenlm.files import LOCK, hold, is_held, write_json
 from krakenlm.train.recipe import Recipe, Training
 
 _COMPLETE = "complete"
@@ -68,13 +70,20 @@ class RunFolder:
         """Whether a process on this machine, or on one that shares its locks, trains here now."""
         return is_held(self.path)
 
-    def held(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """Keep other processes from training here; the system lets go when this one ends.
 
         Raises:
-            KrakenError: another process trains here, said on entering.
+            KrakenError: another process trains here.
         """
-        return hold(self.path, self._busy)
+        with hold(self.path, self._busy) as kept:
+            if not kept:
+                print_note(
+                    f"note: {self.path} lies on a file system without locks: nothing keeps a "
+                    "second krakenlm from training there"
+                )
+            yield
 
     def claim(
         self, recipe: Recipe, manifest: Manifest, *, restart: bool = False, extend: bool = False
@@ -99,7 +108,7 @@ class RunFolder:
         if found is not None and self.is_running:
             raise KrakenError(self._busy)
         if found is None:
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
                 raise KrakenError(
                     f"{self.path} is not empty and holds no run: choose another output"
                 )

@@ -29,6 +29,7 @@ from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
+from krakenlm.parallel.devices import has_bfloat16
 from krakenlm.parallel.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
 from krakenlm.train.checks import (
@@ -107,7 +108,7 @@ def train(
             _introduce(recipe)
         transformers_logging.disable_progress_bar()  # ours shows the training, theirs each file
         held = run.held() if ranks.is_main else nullcontext()
-        with held, disk_errors(run.path), trying("training", _LESS):
+        with held, trying("training", _LESS):
             _train(recipe, run, ranks)
     return run
 
@@ -287,10 +288,7 @@ def _use_cpu(settings: Training) -> bool:
 def _uses_bfloat16(settings: Training, use_cpu: bool) -> bool:
     if settings.precision != "auto":
         return settings.precision == "bfloat16"
-    if not use_cpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return has_bfloat16(torch.device("cpu" if use_cpu else "cuda"))
 
 
 def _meter(recipe: Recipe, length: int, ranks: Ranks) -> Meter:
@@ -309,7 +307,8 @@ def _meter(recipe: Recipe, length: int, ranks: Ranks) -> Meter:
 def _tidy(run: RunFolder, ranks: Ranks, display: Display) -> Iterator[None]:
     """End without half-written checkpoints, however training ends."""
     try:
-        yield
+        with disk_errors(run.path):  # it may ask the disk, where these checkpoints still lie
+            yield
     finally:
         display.stop()
         if ranks.is_main:
