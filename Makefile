@@ -15,7 +15,6 @@ NEWEST_VENV := .newest
 OLDEST_VENV := .oldest
 # What is installed: the versions of constraints/, unless LOCK= is given.
 LOCK   := yes
-comma  := ,
 EXTRAS := data,eval,dev
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit
@@ -51,11 +50,8 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints/vllm.txt scripts/vllm_env.py
 	$(VLLM_VENV)/bin/python scripts/vllm_env.py --extras $(EXTRAS) $(if $(LOCK),--constraints constraints/vllm.txt)
 	@touch $@
 
-# uv finds the lowest versions that go together; pip installs them, as it does everywhere here.
 $(OLDEST_VENV)/.installed: pyproject.toml | $(OLDEST_VENV)/bin/pip
-	$(OLDEST_VENV)/bin/pip install -q uv
-	$(OLDEST_VENV)/bin/uv pip compile -q --python $(OLDEST_VENV)/bin/python --resolution lowest-direct \
-		$(addprefix --extra=,$(subst $(comma), ,$(EXTRAS))) pyproject.toml -o $(OLDEST_VENV)/lowest.txt
+	$(PYTHON) scripts/lock.py --lowest > $(OLDEST_VENV)/lowest.txt
 	$(OLDEST_VENV)/bin/pip install -q -c $(OLDEST_VENV)/lowest.txt -e ".[$(EXTRAS)]"
 	@touch $@
 

@@ -7,6 +7,7 @@ fails, the file stays as it is.
 
 Usage: python scripts/lock.py [package|vllm ...]     both, without a name; half an hour
        PYTHON scripts/lock.py --show                 the versions of PYTHON's environment
+       python scripts/lock.py --lowest               the lower bounds of pyproject.toml as constraints
 """
 
 import argparse
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -36,7 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="package|vllm", help="which; both by default")
     parser.add_argument("--show", action="store_true", help="versions of this environment")
+    parser.add_argument("--lowest", action="store_true", help="lower bounds as constraints")
     arguments = parser.parse_args()
+    if arguments.lowest:
+        print("\n".join(lowest()))
+        return
     if unknown := set(arguments.names) - RUNS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(RUNS)}")
     if arguments.show:
@@ -78,6 +84,14 @@ def constraints(name: str, frozen: str) -> str:
         "# Made by `make lock`; docs/development.md says when.\n"
     )
     return head + "\n".join(pins) + "\n"
+
+
+def lowest() -> list[str]:
+    """Each library of the package and its extras at its lower bound, as pip's constraints."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    return [re.sub(r">=([^,]+),.*", r"==\1", line) for line in asked]
 
 
 def show() -> None:

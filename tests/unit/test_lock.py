@@ -59,3 +59,10 @@ def test_a_lock_names_no_build_and_no_place():
     frozen = "torch==2.13.0+cpu\nnumpy==2.4.6\nlocal @ file:///somewhere/local.whl\n"
     lines = lock.constraints("package", frozen).splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["torch==2.13.0", "numpy==2.4.6"]
+
+
+def test_the_lowest_versions_are_the_lower_bounds():
+    pins = [Requirement(pin) for pin in lock.lowest()]
+    assert [pin.name for pin in pins] == [library.name for library in LIBRARIES]
+    for pin, library in zip(pins, LIBRARIES, strict=True):
+        assert bounds(pin) == {"==": bounds(library)[">="]}
