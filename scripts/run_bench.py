@@ -158,7 +158,7 @@ def measure_beside_vllm(python: Path, runs: int) -> None:
 
 
 def vllm_versions(python: Path, file: Path) -> dict[str, str]:
-    """vLLM's version and those of what it stands on, in an environment of its own."""
+    """vLLM's version and those of what it depends on, in an environment of its own."""
     if not python.is_file() or recording.run([python, "-c", VLLM_VERSIONS], log=file).code:
         sys.exit(f"{python} has no vLLM: give .vllm/bin/python, which `make vllm-env` makes")
     versions: dict[str, str] = json.loads(file.read_text("utf-8"))
