@@ -12,7 +12,7 @@ PyTorch 2.13 on.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -42,6 +42,38 @@ class Block(Protocol):
     def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
         """Attn_i(n) + FFN_i(n) with n = LN1_i(x), as branches_KBTD."""
         ...
+
+
+Part = Literal["attention", "feed-forward", "attention and feed-forward"]
+"""What a block computes at once."""
+
+
+class WrappedBlock:
+    """A block that leaves the computing to another, and sees to it: see ``compute``."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        """As the block within."""
+        return self._block.keep(x_SBTD)
+
+    def attend(self, x_SBTD: Tensor) -> Tensor:
+        """What ``compute`` makes of attention."""
+        return self.compute("attention", self._block.attend, x_SBTD)
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        """What ``compute`` makes of the feed-forward network."""
+        return self.compute("feed-forward", self._block.feed, x_SBTD)
+
+    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
+        """What ``compute`` makes of both."""
+        function = self._block.attend_and_feed
+        return self.compute("attention and feed-forward", function, x_SBTD)
+
+    def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+        """The branches_KBTD to go on with: subclasses call the function, and do their own."""
+        raise NotImplementedError
 
 
 Join = Callable[[Tensor], Tensor]

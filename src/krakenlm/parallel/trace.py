@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from krakenlm.model.reduce import Pending, Reducer
-from krakenlm.model.wiring import Block
+from krakenlm.model.wiring import Block, Part, WrappedBlock
 from krakenlm.parallel.collective import InFlight
 
 Lane = Literal["compute", "communication"]
@@ -84,26 +84,14 @@ class _RecordedPending(NamedTuple):
         return total_1BTD
 
 
-class _RecordedBlock:
+class _RecordedBlock(WrappedBlock):
     def __init__(self, recorder: Recorder, index: int, block: Block) -> None:
+        super().__init__(block)
         self._recorder = recorder
         self._index = index
-        self._block = block
 
-    def keep(self, x_SBTD: Tensor) -> Tensor:
-        return self._block.keep(x_SBTD)
-
-    def attend(self, x_SBTD: Tensor) -> Tensor:
-        return self._record("attention", self._block.attend, x_SBTD)
-
-    def feed(self, x_SBTD: Tensor) -> Tensor:
-        return self._record("feed-forward", self._block.feed, x_SBTD)
-
-    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
-        return self._record("attention and feed-forward", self._block.attend_and_feed, x_SBTD)
-
-    def _record(self, name: str, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+    def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
         start = time.perf_counter()
         y_KBTD = function(x_SBTD)
-        self._recorder.add(f"{name} {self._index + 1}", "compute", start)
+        self._recorder.add(f"{part} {self._index + 1}", "compute", start)
         return y_KBTD
