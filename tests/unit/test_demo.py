@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -230,14 +232,49 @@ def tiny_plan(out: Path, **changes: object) -> Plan:
     return replace(plan, **changes)
 
 
+def main() -> None:
+    """Run the demo in a process of its own: ``python -c "import test_demo; ..." OUT TEXT``."""
+    out, text = map(Path, sys.argv[1:])
+    assert run_demo(tiny_plan(out), [text]) == out / "report.html"
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Plan, Path]:
-    """A finished demo and its text; not to be changed."""
+def said(tmp_path_factory) -> tuple[Plan, Path, str]:
+    """A finished demo and its text, not to be changed; and all that a user saw of it."""
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
+    text = folder / "text.txt"
+    text.write_text(tiny.text(), encoding="utf-8")
     plan = tiny_plan(folder / "demo")
-    assert run_demo(plan, [folder / "text.txt"]) == plan.out / "report.html"
-    return plan, folder / "text.txt"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", "import test_demo; test_demo.main()", plan.out, text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # As users have it, and not as our tests have it.
+        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return plan, text, ended.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(said) -> tuple[Plan, Path]:
+    """A finished demo and its text; not to be changed."""
+    return said[:2]
+
+
+@pytest.mark.dist
+def test_no_library_warns(said):
+    _, _, output = said
+    assert "Quality: validation text" in output  # all was said, of processes that it started too
+    suspicious = [
+        line
+        for line in output.splitlines()
+        if re.search(r"warn|deprecat|will be removed|\[transformers\]", line, re.IGNORECASE)
+    ]
+    assert suspicious == []
 
 
 class Page(HTMLParser):

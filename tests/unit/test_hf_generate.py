@@ -212,6 +212,10 @@ def test_beams_of_a_left_padded_batch() -> None:
     assert found.tolist() == [naive.best_of_beams(model, p.tolist(), 6, beams=2) for p in prompts]
 
 
+@pytest.mark.announces(
+    "Passing `generation_config` together with generation-related arguments",
+    why="Transformers' candidate generator calls its assistant so",
+)
 @all_positions
 @all_wirings
 @pytest.mark.parametrize("helper", ["prompt", "model"])
