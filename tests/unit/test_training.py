@@ -468,6 +468,15 @@ def test_other_tokens_in_the_same_place_are_refused(recipe, tiny_data, tmp_path)
     assert train(recipe(steps=2, data=data), restart=True).finished
 
 
+def test_the_same_tokens_are_gone_on_with_whoever_saved_their_tokenizer(recipe):
+    run = train(recipe(steps=2))
+    file = run.path / "recipe.json"
+    resolved = json.loads(file.read_text())
+    resolved["data_sha256"]["tokenizer"] = "0" * 64
+    file.write_text(json.dumps(resolved))
+    assert train(recipe(steps=2)).finished
+
+
 def test_restart_discards_the_other_run(recipe):
     first = train(recipe(steps=4, save_every=2))
     assert len(losses(first)) == 4
