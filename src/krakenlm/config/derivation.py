@@ -1,19 +1,20 @@
-"""Which Kraken matches a standard model: the published rule and its alternatives.
+"""Which model of N branches matches a standard one: the published rule and its alternatives.
 
 The published rule (arXiv 2408.07802; design.md, section 2): keep the layers, halve the
 feed-forward expansion, divide the heads among the sub-layers, and choose the width whose total
 parameter count is nearest to the standard model's. Attention then grows ``sqrt(1.5 N)`` wider,
-and the KV cache with it, which the alternatives avoid or soften.
+and the KV cache with it, which the alternatives avoid or soften. Over one shared stream nothing is
+narrowed: the weights are the standard model's.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from krakenlm.config.costs import count_parameters
 from krakenlm.config.model_config import ModelConfig
 from krakenlm.errors import ConfigError
 
-Rule = Literal["published", "keep-width"]
+Rule = Literal["published", "keep-width", "shared"]
 
 # A hardware-friendly shape may differ this much from the baseline's parameter count.
 _FRIENDLY_TOLERANCE = 0.01
@@ -27,14 +28,15 @@ def derive(
     head_dim: int = 0,
     kv_heads: int = 0,
 ) -> ModelConfig:
-    """The Kraken configuration that matches a standard one.
+    """The configuration of N branches that matches a standard one.
 
     Args:
         base: a standard model; positions, norm, activation, vocabulary and context carry over.
         num_sublayers: N.
         rule: ``published`` narrows the stream until the parameter counts agree; ``keep-width``
             keeps d and divides heads and feed-forward among the sub-layers, so that attention
-            work and KV cache equal the standard model's.
+            work and KV cache equal the standard model's; ``shared`` divides them as well, and keeps
+            one residual stream, so that all weights are the standard model's.
         head_dim: with ``published``, hardware-friendly sizes instead of the nearest count: this
             head width, and widths in multiples of 64 (of a smaller power of two where d < 512).
         kv_heads: key and value heads of one sub-layer; 0 is one for each query head (with
@@ -44,18 +46,20 @@ def derive(
         ConfigError: the heads or the feed-forward cannot be divided, or no hardware-friendly
             shape comes near enough.
     """
-    if base.traits.own_streams:
+    if base.traits.depends_on_degree:
         raise ConfigError(f"wiring={base.wiring!r}: derive starts from a standard model")
     if num_sublayers < 1:
         raise ConfigError(f"num_sublayers={num_sublayers}: needs 1 or more")
     if rule == "keep-width":
         return _keep_width(base, num_sublayers, head_dim, kv_heads)
+    if rule == "shared":
+        return _shared(base, num_sublayers, head_dim, kv_heads)
     if rule == "published":
         if head_dim:
             return _friendly(base, num_sublayers, head_dim, kv_heads)
         heads = _divide(base.num_attention_heads, num_sublayers, "query heads")
         return _nearest_width(base, num_sublayers, heads, kv_heads)
-    raise ConfigError(f"rule={rule!r}: choose 'published' or 'keep-width'")
+    raise ConfigError(f"rule={rule!r}: choose one of {', '.join(map(repr, get_args(Rule)))}")
 
 
 def relative_difference(config: ModelConfig, base: ModelConfig) -> float:
@@ -103,6 +107,20 @@ def _keep_width(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> Mode
         hidden_size=base.hidden_size,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        ffn_dim=_divide(_flat_ffn_dim(base), n, "feed-forward columns"),
+    )
+
+
+def _shared(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelConfig:
+    if head_dim or kv_heads:
+        raise ConfigError(
+            "rule='shared' keeps the standard model's weights: leave head_dim and kv_heads out"
+        )
+    return base.replace(
+        wiring="shared",
+        num_sublayers=n,
+        heads_per_sublayer=_divide(base.num_attention_heads, n, "query heads"),
+        kv_heads_per_sublayer=_divide(base.num_key_value_heads, n, "key and value heads"),
         ffn_dim=_divide(_flat_ffn_dim(base), n, "feed-forward columns"),
     )
 

@@ -222,8 +222,8 @@ class _ShardReader:
         up = config.ffn_dim * (2 if config.activation == "swiglu" else 1)
         for norm in ("norm_1.", "norm_2.")[: config.traits.norms_per_layer]:
             yield from self._norm(prefix + norm, streams=config.num_streams)
-        # A bias behind a sum over ranks: the first of these ranks brings it.
-        brings_bias = (shard.tensor_index if config.traits.own_streams else shard.first) == 0
+        # A bias that is added to a sum over ranks: the first of these ranks brings it.
+        brings_bias = shard.tensor_index == 0 and (config.traits.own_streams or shard.first == 0)
         for name, outputs, inputs, rows, columns in (
             ("attention.qkv", query + 2 * key, d, self._qkv_rows(), None),
             ("attention.output", d, query, None, self._head_columns()),
@@ -333,7 +333,7 @@ class _ShardReader:
 
     def _held(self, held: range, size: int) -> list[_Piece]:
         """Where ``held`` lies: the same in each sub-layer, or a run over all branches."""
-        if self._config.traits.own_streams:
+        if self._config.traits.depends_on_degree:
             return [_Piece(self._sublayers(), held.start, held.stop)]
         return _within_branches(held, size, self._config.num_sublayers)
 
