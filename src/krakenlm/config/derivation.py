@@ -62,6 +62,34 @@ def derive(
     raise ConfigError(f"rule={rule!r}: choose one of {', '.join(map(repr, get_args(Rule)))}")
 
 
+def laid_out(config: ModelConfig, num_sublayers: int) -> ModelConfig:
+    """The same weights as another number of branches, where branches share one stream.
+
+    For wirings that depend on the degree this is another function of the same weights, for the
+    others another way to store them.
+
+    Raises:
+        ConfigError: each branch has a stream of its own, or heads or feed-forward columns cannot be
+            divided.
+    """
+    if num_sublayers == config.num_sublayers:
+        return config
+    if config.traits.own_streams:
+        raise ConfigError(
+            f"num_sublayers={num_sublayers}: this {config.wiring} model has {config.num_sublayers} "
+            "sub-layers with a stream each, which is fixed when it is trained"
+        )
+    if num_sublayers < 1:
+        raise ConfigError(f"num_sublayers={num_sublayers}: needs 1 or more")
+    n = num_sublayers
+    return config.replace(
+        num_sublayers=n,
+        heads_per_sublayer=_divide(config.num_attention_heads, n, "query heads"),
+        kv_heads_per_sublayer=_divide(config.num_key_value_heads, n, "key and value heads"),
+        ffn_dim=_divide(_flat_ffn_dim(config), n, "feed-forward columns"),
+    )
+
+
 def relative_difference(config: ModelConfig, base: ModelConfig) -> float:
     """Parameters of ``config`` over those of ``base``, minus 1."""
     return count_parameters(config) / count_parameters(base) - 1.0
@@ -116,13 +144,7 @@ def _shared(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelCon
         raise ConfigError(
             "rule='shared' keeps the standard model's weights: leave head_dim and kv_heads out"
         )
-    return base.replace(
-        wiring="shared",
-        num_sublayers=n,
-        heads_per_sublayer=_divide(base.num_attention_heads, n, "query heads"),
-        kv_heads_per_sublayer=_divide(base.num_key_value_heads, n, "key and value heads"),
-        ffn_dim=_divide(_flat_ffn_dim(base), n, "feed-forward columns"),
-    )
+    return laid_out(base.replace(wiring="shared"), n)
 
 
 def _friendly(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelConfig:

@@ -59,6 +59,16 @@ class Shard:
         return range(total * self.first // units, total * self.end // units)
 
     @property
+    def branch_kv_heads(self) -> list[range]:
+        """The heads of each branch of the local decoder, counted over all branches of the model."""
+        return self._of_each_branch(self.kv_heads, self.config.kv_heads_per_sublayer)
+
+    @property
+    def branch_ffn_columns(self) -> list[range]:
+        """The feed-forward columns of each, likewise."""
+        return self._of_each_branch(self.ffn_columns, self.config.ffn_dim)
+
+    @property
     def head_rows(self) -> range:
         """Rows held of the output head; empty for some where ranks outnumber the vocabulary."""
         return _part(self.config.vocab_size, self.rank, self.ranks)
@@ -85,6 +95,12 @@ class Shard:
             kv_heads_per_sublayer=len(self.kv_heads),
             ffn_dim=len(self.ffn_columns),
         )
+
+    def _of_each_branch(self, held: range, size: int) -> list[range]:
+        if not self.config.traits.depends_on_degree:
+            return [held]
+        starts = (size * unit for unit in range(self.first, self.end))
+        return [range(start + held.start, start + held.stop) for start in starts]
 
     def _tensor_part(self, size: int) -> range:
         return _part(size, self.tensor_index, self.tensor_parallel)
