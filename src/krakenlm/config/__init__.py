@@ -6,7 +6,7 @@ from krakenlm.config.costs import (
     kv_cache_bytes_per_token,
     training_flops_per_token,
 )
-from krakenlm.config.derivation import Rule, derive, laid_out, relative_difference
+from krakenlm.config.derivation import Rule, derive, laid_out, relative_difference, rewired
 from krakenlm.config.model_config import (
     ARCHITECTURE,
     DERIVED,
@@ -33,6 +33,7 @@ __all__ = [
     "laid_out",
     "model_config",
     "relative_difference",
+    "rewired",
     "size_names",
     "training_flops_per_token",
 ]

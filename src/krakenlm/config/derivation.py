@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from krakenlm.config.costs import count_parameters
 from krakenlm.config.model_config import ModelConfig
+from krakenlm.config.wirings import WIRINGS, WiringName
 from krakenlm.errors import ConfigError
 
 Rule = Literal["published", "keep-width", "shared"]
@@ -88,6 +89,32 @@ def laid_out(config: ModelConfig, num_sublayers: int) -> ModelConfig:
         kv_heads_per_sublayer=_divide(config.num_key_value_heads, n, "key and value heads"),
         ffn_dim=_divide(_flat_ffn_dim(config), n, "feed-forward columns"),
     )
+
+
+def rewired(config: ModelConfig, wiring: WiringName, num_sublayers: int) -> ModelConfig:
+    """Another wiring of the same weights: another function, which needs further training.
+
+    Raises:
+        ConfigError: the two wirings have other weights, or the branches cannot be divided.
+    """
+    now, then = config.traits, WIRINGS[wiring]
+    if now.own_streams or then.own_streams:
+        kraken = config.wiring if now.own_streams else wiring
+        raise ConfigError(
+            f"wiring={wiring!r}: {config.wiring} and {wiring} differ in their weights: {kraken} "
+            "has a stream for each branch, which has to be trained from the start"
+        )
+    if now.norms_per_layer != then.norms_per_layer:
+        fits = [
+            name
+            for name, traits in WIRINGS.items()
+            if not traits.own_streams and traits.norms_per_layer == now.norms_per_layer
+        ]
+        raise ConfigError(
+            f"wiring={wiring!r}: a {config.wiring} model has {now.norms_per_layer} norms a layer "
+            f"and {wiring} {then.norms_per_layer}: use one of {', '.join(fits)}"
+        )
+    return laid_out(config.replace(wiring=wiring), num_sublayers)
 
 
 def relative_difference(config: ModelConfig, base: ModelConfig) -> float:

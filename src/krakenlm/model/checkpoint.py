@@ -62,6 +62,19 @@ def read_eos_token_ids(directory: Path) -> frozenset[int]:
     return frozenset()
 
 
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The type of a checkpoint's weights, by its embedding.
+
+    Raises:
+        KrakenError: that is missing, or not of floating-point numbers.
+    """
+    config = read_config(directory)
+    with _Tensors(Path(directory)) as tensors:
+        shape = (config.vocab_size, config.hidden_size)
+        row: Tensor = tensors.slice_of("model.embed_tokens.weight", shape)[:1]
+        return row.dtype
+
+
 def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, Tensor]:
     """The state of one rank's ``Decoder``, plus its rows of ``lm_head.weight`` where not tied.
 
