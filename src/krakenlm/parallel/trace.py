@@ -15,6 +15,9 @@ from krakenlm.model.reduce import Pending, Reducer
 from krakenlm.model.wiring import Block, Part, WrappedBlock
 from krakenlm.parallel.collective import InFlight
 
+# Names of events, beside those of what a block computes (``wiring.Part``).
+SUM, WAIT = "AllReduce", "wait"
+
 Lane = Literal["compute", "communication"]
 
 
@@ -63,7 +66,7 @@ class RecordingReducer:
             return _RecordedPending(self._recorder, pending, start)
 
         def completed(_: Any) -> None:
-            self._recorder.add("AllReduce", "communication", start)
+            self._recorder.add(SUM, "communication", start)
 
         pending.work.get_future().add_done_callback(completed)
         return _RecordedPending(self._recorder, pending, None)
@@ -78,9 +81,9 @@ class _RecordedPending(NamedTuple):
     def wait(self) -> Tensor:
         start = time.perf_counter()
         total_1BTD = self.pending.wait()
-        self.recorder.add("wait", "compute", start)
+        self.recorder.add(WAIT, "compute", start)
         if self.begun is not None:
-            self.recorder.add("AllReduce", "communication", self.begun)
+            self.recorder.add(SUM, "communication", self.begun)
         return total_1BTD
 
 
