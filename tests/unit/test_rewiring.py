@@ -44,7 +44,10 @@ def logits(folder: Path) -> torch.Tensor:
 
 def test_shared_with_one_branch_is_the_standard_model_but_for_the_order_of_additions(tmp_path):
     model = save(STANDARD, tmp_path / "standard")
-    assert rewire(tmp_path / "standard", tmp_path / "shared", wiring="shared").num_sublayers == 1
+    assert (
+        rewire(tmp_path / "standard", tmp_path / "shared", wiring="shared").config.num_sublayers
+        == 1
+    )
     with torch.no_grad():
         torch.testing.assert_close(
             logits(tmp_path / "shared"), model(IDS).logits, rtol=1e-13, atol=1e-13
@@ -124,3 +127,38 @@ def test_tokenizer_and_generation_settings_come_along(tiny_model, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == kept
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] in (7, [7])
+
+
+def test_convert_says_that_another_function_must_be_trained_further(capfd, own_signals, tmp_path):
+    save(STANDARD, tmp_path / "standard")
+    made = tiny.call(
+        capfd, "convert", tmp_path / "standard", tmp_path / "out", "--wiring", "shared", "-n", 2
+    )
+    assert made.code == 0
+    assert read_config(tmp_path / "out").num_sublayers == 2
+    assert "trained as another function (standard, 1 sub-layers): train" in made.err
+    again = tiny.call(capfd, "convert", tmp_path / "out", tmp_path / "one", "--wiring", "lagged")
+    assert (again.code, read_config(tmp_path / "one").wiring) == (0, "lagged")
+    same = tiny.call(capfd, "convert", tmp_path / "one", tmp_path / "copy", "-n", 4)
+    assert same.code == 0
+    assert "another function" not in same.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["standard", "out", "--wiring", "sharde"], "wiring='sharde': choose one of"),
+        (["standard", "out", "--tokenizer", "gpt2"], "--tokenizer: a model folder brings its own"),
+        (["nowhere.pt", "out", "--wiring", "shared"], "need the folder of a model, and nowhere.pt"),
+        (["standard", "out", "-n", "0"], "num_sublayers=0: needs 1 or more"),
+    ],
+)
+def test_conversions_that_cannot_be_are_one_line(
+    arguments, message, capfd, own_signals, monkeypatch, tmp_path
+):
+    save(STANDARD, tmp_path / "standard")
+    monkeypatch.chdir(tmp_path)
+    refused = tiny.call(capfd, "convert", *arguments)
+    assert refused.code == 2
+    assert [message in line for line in refused.complaints] == [True]
+    assert not (tmp_path / "out").exists()

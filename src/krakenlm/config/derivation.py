@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from krakenlm.config.costs import count_parameters
 from krakenlm.config.model_config import ModelConfig
-from krakenlm.config.wirings import WIRINGS, WiringName
+from krakenlm.config.wirings import WIRINGS
 from krakenlm.errors import ConfigError
 
 Rule = Literal["published", "keep-width", "shared"]
@@ -91,13 +91,16 @@ def laid_out(config: ModelConfig, num_sublayers: int) -> ModelConfig:
     )
 
 
-def rewired(config: ModelConfig, wiring: WiringName, num_sublayers: int) -> ModelConfig:
+def rewired(config: ModelConfig, wiring: str, num_sublayers: int) -> ModelConfig:
     """Another wiring of the same weights: another function, which needs further training.
 
     Raises:
-        ConfigError: the two wirings have other weights, or the branches cannot be divided.
+        ConfigError: no such wiring, the two have other weights, or the branches cannot be divided.
     """
-    now, then = config.traits, WIRINGS[wiring]
+    if wiring == config.wiring:
+        return laid_out(config, num_sublayers)
+    changed = config.replace(wiring=wiring)
+    now, then = config.traits, changed.traits
     if now.own_streams or then.own_streams:
         kraken = config.wiring if now.own_streams else wiring
         raise ConfigError(
@@ -114,7 +117,7 @@ def rewired(config: ModelConfig, wiring: WiringName, num_sublayers: int) -> Mode
             f"wiring={wiring!r}: a {config.wiring} model has {now.norms_per_layer} norms a layer "
             f"and {wiring} {then.norms_per_layer}: use one of {', '.join(fits)}"
         )
-    return laid_out(config.replace(wiring=wiring), num_sublayers)
+    return laid_out(changed, num_sublayers)
 
 
 def relative_difference(config: ModelConfig, base: ModelConfig) -> float:

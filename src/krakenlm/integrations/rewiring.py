@@ -1,11 +1,12 @@
 """A model's weights under another wiring, laid out for another number of branches."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from krakenlm.config import ModelConfig, WiringName, rewired
+from krakenlm.config import ModelConfig, rewired
 from krakenlm.errors import KrakenError
 from krakenlm.files import whole_directory, write_json
 from krakenlm.model.checkpoint import read_config, read_shard, stored_dtype
@@ -17,9 +18,24 @@ _CARRIED_OVER = (".json", ".jinja", ".txt", ".model")
 _LEFT_OUT = {"config.json", "model.safetensors.index.json"}
 
 
+@dataclass(frozen=True)
+class Rewired:
+    """What a model became.
+
+    Attributes:
+        config: of the new model.
+        before: wiring and branches of the old one, in words.
+        is_another_function: the same weights compute something else than they were trained for.
+    """
+
+    config: ModelConfig
+    before: str
+    is_another_function: bool
+
+
 def rewire(
-    source: Path, out: Path, *, wiring: WiringName | None = None, num_sublayers: int | None = None
-) -> ModelConfig:
+    source: Path, out: Path, *, wiring: str | None = None, num_sublayers: int | None = None
+) -> Rewired:
     """Write the weights of ``source`` to the folder ``out``, as a model of another wiring.
 
     Args:
@@ -29,16 +45,14 @@ def rewire(
         num_sublayers: branches of the new model; as many as the old one has by default. Wirings
             that do not depend on it are stored as one branch.
 
-    Returns:
-        The new model's configuration.
-
     Raises:
         KrakenError: ``source`` is no whole model, its weights do not fit the wiring or cannot be
             divided so, or ``out`` cannot be written.
     """
     stored = read_config(source)
+    branches = stored.num_sublayers if num_sublayers is None else num_sublayers
     try:
-        wanted = rewired(stored, wiring or stored.wiring, num_sublayers or stored.num_sublayers)
+        wanted = rewired(stored, wiring or stored.wiring, branches)
     except KrakenError as error:
         raise KrakenError(f"{source}: {error}") from error
     whole = split(wanted, 1)[0]
@@ -54,4 +68,9 @@ def rewire(
         for path in sorted(Path(source).iterdir()):
             if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
                 shutil.copyfile(path, folder / path.name)
-    return whole.local_config
+    return Rewired(
+        config=whole.local_config,
+        before=f"{stored.wiring}, {stored.num_sublayers} sub-layers",
+        is_another_function=stored.wiring != wanted.wiring
+        or (wanted.traits.depends_on_degree and wanted.num_sublayers != stored.num_sublayers),
+    )
