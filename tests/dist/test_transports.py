@@ -38,8 +38,8 @@ CONFIG = ModelConfig(wiring="kraken", num_sublayers=6, heads_per_sublayer=2, **S
 TIMED: dict[WiringName, ModelConfig] = {
     name: ModelConfig(
         wiring=name,
-        num_sublayers=2 if traits.own_streams else 1,
-        heads_per_sublayer=2 if traits.own_streams else 4,
+        num_sublayers=2 if traits.depends_on_degree else 1,
+        heads_per_sublayer=2 if traits.depends_on_degree else 4,
         **SHAPE,
     )
     for name, traits in WIRINGS.items()
