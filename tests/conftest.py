@@ -19,7 +19,13 @@ import tiny
 from krakenlm.data.tokenizer import train_tokenizer
 
 # Transformers and torch warn users, not only developers, of what will go: with FutureWarning.
-os.environ["PYTHONWARNINGS"] = "error::FutureWarning"
+os.environ["PYTHONWARNINGS"] = ",".join(
+    (
+        "error::FutureWarning",
+        # vLLM looks at every name of torch's modules for kernels to replace.
+        "ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning",
+    )
+)
 
 _DEPRECATED = re.compile(r"deprecat|will be removed|no longer supported|obsolete", re.IGNORECASE)
 _OF_LIBRARIES = ("transformers", "accelerate", "datasets", "huggingface_hub", "lm_eval")

@@ -40,6 +40,14 @@ def folder(tmp_path):
     return made
 
 
+def test_options_of_a_reader_that_it_does_not_know_are_refused_by_name(tmp_path, monkeypatch):
+    """Which is what would happen to ours if ``datasets`` renamed them."""
+    (tmp_path / "a.tsv").write_text("text\tn\nhello\t1\n")
+    monkeypatch.setitem(hub._READERS, ".tsv", ("csv", {"seperator": "\t"}))
+    with pytest.raises(KrakenError, match="seperator"):
+        list(hub.table_texts(tmp_path / "a.tsv", "text"))
+
+
 def test_a_dataset_gives_the_tokens_of_the_file_it_is_made_of(tmp_path, folder):
     plain = tmp_path / "plain.jsonl"
     plain.write_text("".join(json.dumps({"content": each}) + "\n" for each in DOCUMENTS))
