@@ -41,6 +41,9 @@ NAMES: dict[WiringName, str] = {
     "parallel": "parallel attention and feed-forward",
     "ladder": "Ladder Residual",
     "kraken": "Kraken",
+    "shared": "shared",
+    "lagged": "lagged",
+    "lagged-layer": "lagged-layer",
 }
 
 

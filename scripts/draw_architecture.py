@@ -1,6 +1,6 @@
 """Draw the figures of docs/architecture.md.
 
-The timelines are not drawn by hand: the four functions of ``krakenlm.model.wiring`` run with
+The timelines are not drawn by hand: the functions of ``krakenlm.model.wiring`` run with
 blocks and a Reducer that count time instead of computing, so a figure shows what the code does.
 
     python scripts/draw_architecture.py [--check-png DIR]
@@ -38,6 +38,8 @@ TITLES: dict[WiringName, str] = {
     "parallel": "Parallel attention and feed-forward (GPT-J, PaLM)",
     "ladder": "Ladder Residual",
     "kraken": "Kraken",
+    "shared": "Shared, lagged",
+    "lagged-layer": "Lagged layer",
 }
 INK = "#222222"
 COLOURS = {
@@ -174,7 +176,7 @@ def simulate(
 def draw_timelines(allreduce: float) -> Figure:
     """Which work and which AllReduce runs when, for a whole model of ``LAYERS`` layers."""
     figure: Figure
-    figure, axes = plt.subplots(len(TITLES), 1, figsize=(10, 7.6), sharex=True)
+    figure, axes = plt.subplots(len(TITLES), 1, figsize=(10, 1.9 * len(TITLES)), sharex=True)
     for axis, (wiring, title) in zip(axes, TITLES.items(), strict=True):
         _draw_schedule(axis, simulate(wiring, allreduce=allreduce), title)
     longest = max(simulate(wiring, allreduce=allreduce).now for wiring in TITLES)
@@ -192,7 +194,7 @@ def draw_timelines(allreduce: float) -> Figure:
         "AllReduce, devices wait",
     ]
     figure.legend(handles, labels, loc="upper center", ncol=5, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
     return figure
 
 

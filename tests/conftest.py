@@ -1,5 +1,12 @@
-"""Fixtures for tests of whole commands: a tiny text, its tokens, a tiny model with a tokenizer."""
+"""Fixtures for tests of whole commands: a tiny text, its tokens, a tiny model with a tokenizer.
 
+Nothing that a test does may be deprecated: pyproject.toml turns the warnings of its own process
+into errors, this file those of processes that it starts, and what Transformers writes into its log.
+"""
+
+import logging
+import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,6 +17,47 @@ import torch
 
 import tiny
 from krakenlm.data.tokenizer import train_tokenizer
+
+# Transformers and torch warn users, not only developers, of what will go: with FutureWarning.
+os.environ["PYTHONWARNINGS"] = ",".join(
+    (
+        "error::FutureWarning",
+        # vLLM looks at every name of torch's modules for kernels to replace.
+        "ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning",
+    )
+)
+
+_DEPRECATED = re.compile(r"deprecat|will be removed|no longer supported|obsolete", re.IGNORECASE)
+_OF_LIBRARIES = ("transformers", "accelerate", "datasets", "huggingface_hub", "lm_eval")
+_announced: list[str] = []
+_warn = logging.Logger.warning
+
+
+def _noticed(self: logging.Logger, message: object, *arguments: object, **options: object) -> None:
+    """Also of loggers that say nothing at their level, and once for ``warning_once``."""
+    if self.name.split(".")[0] in _OF_LIBRARIES and _DEPRECATED.search(str(message)):
+        _announced.append(f"{self.name}: {message}")
+    options["stacklevel"] = int(options.get("stacklevel", 1)) + 1  # type: ignore[call-overload]
+    _warn(self, message, *arguments, **options)
+
+
+logging.Logger.warning = _noticed  # type: ignore[method-assign]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "announces(text, why): a library's log says so of calls that are its own"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_deprecated(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail where a library's log says that what we do will go, in a fixture before the test too."""
+    yield
+    own = [mark.args[0] for mark in request.node.iter_markers("announces")]
+    said = [line for line in _announced if not any(text in line for text in own)]
+    _announced.clear()
+    assert not said, "\n".join(said)
 
 
 @pytest.fixture

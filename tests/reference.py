@@ -1,4 +1,4 @@
-"""The four architectures once more: plain, slow, obviously right.
+"""The architectures once more: plain, slow, obviously right.
 
 Written from the formulas (design notes, section 2; the definitions are repeated at each function),
 one sequence, one sub-layer, one head at a time, with nothing from ``krakenlm.model``. The fast
@@ -30,8 +30,16 @@ def _logits_of_one_sequence(config: ModelConfig, w: State, ids: Tensor) -> Tenso
     x = torch.stack([w["model.embed_tokens.weight"][token] for token in ids])
     if config.position == "learned":
         x = x + w["model.embed_positions.weight"][: len(ids)]
-    wiring = {"kraken": kraken, "standard": standard, "parallel": parallel, "ladder": ladder}
-    u = wiring[config.wiring](config, w, x)
+    wirings = {
+        "kraken": kraken,
+        "standard": standard,
+        "parallel": parallel,
+        "ladder": ladder,
+        "shared": shared,
+        "lagged": lagged,
+        "lagged-layer": lagged_layer,
+    }
+    u = wirings[config.wiring](config, w, x)
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     return norm(config, w, "model.norm", 0, u) @ w[head].T
 
@@ -89,6 +97,50 @@ def ladder(config: ModelConfig, w: State, x: Tensor) -> Tensor:
         xs.append(xs[-1] + _whole_attention(config, w, layer, n))
         n = norm(config, w, _name(layer, "norm_2"), 0, xs[-2])
         xs.append(xs[-1] + _whole_ffn(config, w, layer, n))
+    return xs[-1]
+
+
+def shared(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """Kraken's schedule over one stream; x_0 is the embedding, o_{i,0} = 0.
+
+    x_l = x_{l-1} + sum_j o_{j,l-1}
+    a_i = Attn_i(LN1(x_{l-1} + o_{i,l-1})),  o_{i,l} = a_i + FFN_i(LN2(x_l + a_i))
+    output: x_L + sum_j o_{j,L}
+
+    An output bias belongs to branch 0.
+    """
+    branches = range(config.num_sublayers)
+    own = [torch.zeros_like(x) for _ in branches]
+    for layer in range(config.num_hidden_layers):
+        before, x = x, x + sum(own)
+        for i in branches:
+            first = float(i == 0)
+            n = norm(config, w, _name(layer, "norm_1"), 0, before + own[i])
+            a = attention(config, w, layer, i, n)
+            a = a + first * bias(w, _name(layer, "attention.output"), 0)
+            f = ffn(config, w, layer, i, norm(config, w, _name(layer, "norm_2"), 0, x + a))
+            own[i] = a + f + first * bias(w, _name(layer, "feed_forward.down"), 0)
+    return x + sum(own)
+
+
+def lagged(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """x_l = x_{l-1} + Attn(LN1(x_{l-2})) + FFN(LN2(x_{l-1})), with x_{-1} = x_0, the embedding."""
+    xs = [x, x]
+    for layer in range(config.num_hidden_layers):
+        n1 = norm(config, w, _name(layer, "norm_1"), 0, xs[-2])
+        n2 = norm(config, w, _name(layer, "norm_2"), 0, xs[-1])
+        xs.append(
+            xs[-1] + _whole_attention(config, w, layer, n1) + _whole_ffn(config, w, layer, n2)
+        )
+    return xs[-1]
+
+
+def lagged_layer(config: ModelConfig, w: State, x: Tensor) -> Tensor:
+    """x_l = x_{l-1} + Attn(n) + FFN(n), n = LN1(x_{l-2}), with x_{-1} = x_0, the embedding."""
+    xs = [x, x]
+    for layer in range(config.num_hidden_layers):
+        n = norm(config, w, _name(layer, "norm_1"), 0, xs[-2])
+        xs.append(xs[-1] + _whole_attention(config, w, layer, n) + _whole_ffn(config, w, layer, n))
     return xs[-1]
 
 

@@ -135,7 +135,14 @@ def _entities(text: str, *names: str) -> list[dict[str, int]]:
     return [{"start": text.index(name), "end": text.index(name) + len(name) - 1} for name in names]
 
 
+def _answer(text: str, name: str) -> dict[str, Any]:
+    return {**_entities(text, name)[0], "text": name}
+
+
 _NEWS = "Ada Byron met Charles in London.\n@highlight\nAda liked his machine\n@highlight\nIt ran"
+_KIN = "Ada Byron wrote to Anne Byron about George Byron.\n@highlight\nThe letter is lost"
+_BYRONS = ("Ada Byron", "Anne Byron", "George Byron")
+"""Whoever is taken for another of them is half right, as SQuAD's F1 counts."""
 _FAIR = "The fair in Porto opened.\n@highlight\nMaria came from Lisbon"
 RECORD = [
     {
@@ -170,6 +177,24 @@ RECORD = [
         ],
         "idx": 21,
     },
+    {
+        "source": "News",
+        "passage": {"text": _KIN, "entities": _entities(_KIN, *_BYRONS)},
+        "qas": [
+            {"query": query, "answers": [_answer(_KIN, name)], "idx": 43 + index}
+            for index, (query, name) in enumerate(
+                [
+                    ("The letter was signed by @placeholder", "Ada Byron"),
+                    ("A portrait of @placeholder hung there", "Anne Byron"),
+                    ("@placeholder left for Greece", "George Byron"),
+                    ("The engine was known to @placeholder", "Ada Byron"),
+                    ("@placeholder never answered", "George Byron"),
+                    ("The garden belonged to @placeholder", "Anne Byron"),
+                ]
+            )
+        ],
+        "idx": 22,
+    },
 ]
 
 FILES: dict[str, list[dict[str, Any]]] = {
@@ -187,7 +212,7 @@ EXAMPLES = {
     "CB": 4,
     "COPA": 4,
     "MultiRC": 5,
-    "ReCoRD": 3,
+    "ReCoRD": 9,
     "RTE": 3,
     "WiC": 3,
     "WSC": 3,

@@ -42,6 +42,16 @@ MODELS = {
     "ladder": {
         "wiring": "ladder", "num_sublayers": 1, "heads_per_sublayer": 6, "norm": "rmsnorm",
     },
+    "shared 4": {
+        "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True, "ffn_dim": 20,
+    },
+    "lagged": {
+        "wiring": "lagged", "num_sublayers": 1, "heads_per_sublayer": 8, "bias": True,
+        "kv_heads_per_sublayer": 4,
+    },
+    "lagged-layer": {
+        "wiring": "lagged-layer", "num_sublayers": 1, "heads_per_sublayer": 6, "position": "rope",
+    },
 }  # fmt: skip
 # Too few sub-layers for 4 ranks, so that some share one.
 SHARED = {
@@ -50,6 +60,10 @@ SHARED = {
         "wiring": "kraken", "num_sublayers": 2, "heads_per_sublayer": 6, "kv_heads_per_sublayer": 3,
         "head_dim": 4, "ffn_dim": 21, "position": "rope", "activation": "swiglu", "bias": True,
         "tie_word_embeddings": False,
+    },
+    "shared 2": {
+        "wiring": "shared", "num_sublayers": 2, "heads_per_sublayer": 4, "bias": True,
+        "kv_heads_per_sublayer": 2, "ffn_dim": 21,
     },
 }  # fmt: skip
 PROMPT = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(3))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from krakenlm.config import ModelConfig
+from krakenlm.model.wiring import WrappedBlock
 from krakenlm.parallel.engine import Engine, EngineOptions
 from krakenlm.parallel.launch import Rank, launch
 from krakenlm.parallel.trace import Event, Recorder, RecordingReducer
@@ -25,28 +26,13 @@ CONFIGS = {
 }
 
 
-class LateBlock:
+class LateBlock(WrappedBlock):
     """A block whose results come late, so that this rank joins every AllReduce late."""
 
-    def __init__(self, block):
-        self._block = block
-
-    def keep(self, x):
-        return self._block.keep(x)
-
-    def _late(self, function, x):
+    def compute(self, part, function, x):
         y = function(x)
         time.sleep(DELAY)
         return y
-
-    def attend(self, x):
-        return self._late(self._block.attend, x)
-
-    def feed(self, x):
-        return self._late(self._block.feed, x)
-
-    def attend_and_feed(self, x):
-        return self._late(self._block.attend_and_feed, x)
 
 
 def record(rank: Rank, configs: dict[str, ModelConfig]) -> None:

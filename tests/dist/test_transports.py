@@ -13,6 +13,7 @@ from torch import Tensor
 from krakenlm.config import WIRINGS, ModelConfig, WiringName
 from krakenlm.model.reduce import Ready
 from krakenlm.model.shard import split
+from krakenlm.model.wiring import WrappedBlock
 from krakenlm.parallel import shared_memory, sockets
 from krakenlm.parallel.connect import Connections, connect
 from krakenlm.parallel.engine import Engine, EngineOptions
@@ -37,8 +38,8 @@ CONFIG = ModelConfig(wiring="kraken", num_sublayers=6, heads_per_sublayer=2, **S
 TIMED: dict[WiringName, ModelConfig] = {
     name: ModelConfig(
         wiring=name,
-        num_sublayers=2 if traits.own_streams else 1,
-        heads_per_sublayer=2 if traits.own_streams else 4,
+        num_sublayers=2 if traits.depends_on_degree else 1,
+        heads_per_sublayer=2 if traits.depends_on_degree else 4,
         **SHAPE,
     )
     for name, traits in WIRINGS.items()
@@ -159,25 +160,10 @@ def close_on_one_rank(rank: Rank, connections: Connections) -> str:
     return "nothing"
 
 
-class SlowBlock:
+class SlowBlock(WrappedBlock):
     """A block that also takes its time."""
 
-    def __init__(self, block) -> None:
-        self._block = block
-
-    def keep(self, x):
-        return self._block.keep(x)
-
-    def attend(self, x):
-        return self._slow(self._block.attend, x)
-
-    def feed(self, x):
-        return self._slow(self._block.feed, x)
-
-    def attend_and_feed(self, x):
-        return self._slow(self._block.attend_and_feed, x)
-
-    def _slow(self, function, x):
+    def compute(self, part, function, x):
         end = time.perf_counter() + BLOCK_SECONDS
         y = function(x)
         time.sleep(max(0.0, end - time.perf_counter()))

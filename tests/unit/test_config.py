@@ -283,6 +283,9 @@ def test_hidden_and_exposed_sums() -> None:
         "standard": (24, 0),
         "parallel": (12, 0),
         "ladder": (24, 23),
+        "shared": (12, 11),
+        "lagged": (12, 11),
+        "lagged-layer": (12, 11),
     }
 
 
@@ -419,7 +422,7 @@ def test_what_cannot_be_derived_is_refused_with_what_fits() -> None:
         derive(base, 2, kv_heads=4)
     with pytest.raises(ConfigError, match=r"head_dim=100.*768"):
         derive(base, 2, rule="keep-width", head_dim=100)
-    with pytest.raises(ConfigError, match=r"rule='wide'.*'published' or 'keep-width'"):
+    with pytest.raises(ConfigError, match=r"rule='wide'.*'published', 'keep-width', 'shared'"):
         derive(base, 2, rule="wide")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"wiring='kraken'.*standard"):
         derive(model_config("kraken-125M-2way"), 2)

@@ -5,7 +5,10 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 import tiny
 from krakenlm.bench import figures
 from krakenlm.config import ModelConfig, WiringName, count_parameters, derive
+from krakenlm.data.manifest import Manifest
 from krakenlm.demo import own_text, report, run, steps
 from krakenlm.demo.own_text import python_installation_text
 from krakenlm.demo.plan import DEVICES, Plan
@@ -230,14 +234,49 @@ def tiny_plan(out: Path, **changes: object) -> Plan:
     return replace(plan, **changes)
 
 
+def main() -> None:
+    """Run the demo in a process of its own: ``python -c "import test_demo; ..." OUT TEXT``."""
+    out, text = map(Path, sys.argv[1:])
+    assert run_demo(tiny_plan(out), [text]) == out / "report.html"
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Plan, Path]:
-    """A finished demo and its text; not to be changed."""
+def said(tmp_path_factory) -> tuple[Plan, Path, str]:
+    """A finished demo and its text, not to be changed; and all that a user saw of it."""
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
+    text = folder / "text.txt"
+    text.write_text(tiny.text(), encoding="utf-8")
     plan = tiny_plan(folder / "demo")
-    assert run_demo(plan, [folder / "text.txt"]) == plan.out / "report.html"
-    return plan, folder / "text.txt"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", "import test_demo; test_demo.main()", plan.out, text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # As users have it, and not as our tests have it.
+        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return plan, text, ended.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(said) -> tuple[Plan, Path]:
+    """A finished demo and its text; not to be changed."""
+    return said[:2]
+
+
+@pytest.mark.dist
+def test_no_library_warns(said):
+    _, _, output = said
+    assert "Quality: validation text" in output  # all was said, of processes that it started too
+    suspicious = [
+        line
+        for line in output.splitlines()
+        if re.search(r"warn|deprecat|will be removed|\[transformers\]", line, re.IGNORECASE)
+    ]
+    assert suspicious == []
 
 
 class Page(HTMLParser):
@@ -386,24 +425,37 @@ def test_a_second_run_reuses_everything(demo, monkeypatch, capfd):
 
 @pytest.mark.dist
 def test_a_changed_text_begins_anew(demo, tmp_path, monkeypatch):
-    """The claim, seen through the whole command: nothing of the other text is used again."""
-    plan = tiny_plan(tmp_path / "demo")
-    text = tmp_path / "text.txt"
-    text.write_text(tiny.text(300), encoding="utf-8")
-    claim_folder(plan, [text])
-    (plan.out / "first_token.json").write_text("{}")
-    text.write_text(tiny.text(200), encoding="utf-8")
-    asked = []
-    for name in ("train_models", "score_models", "write_sample", "time_first_token", "show"):
-        monkeypatch.setattr(run, name, lambda *args, name=name: asked.append(name) or ({}, {}))
-    for name in ("write_report", "Findings"):
-        monkeypatch.setattr(run, name, lambda *args, **kwargs: plan.out / "report.html")
-    monkeypatch.setattr(run, "train_models", lambda *args: {"kraken": steps.RunFolder(plan.out)})
-    run_demo(plan, [text])
-    assert not (plan.out / "first_token.json").exists()
-    manifest = json.loads((plan.data / "manifest.json").read_text())
-    assert sum(source["bytes"] for source in manifest["sources"]) == text.stat().st_size
-    assert "time_first_token" in asked
+    """Of the other text's demo nothing is used again; here the new one ends after its scores."""
+    finished, text = demo
+    plan = replace(finished, out=tmp_path / "demo")
+    shutil.copytree(finished.out, plan.out)
+    changed = tmp_path / "text.txt"
+    changed.write_text(text.read_text("utf-8").replace("Line", "Row"), encoding="utf-8")
+    scores = []
+    really = run.score_models
+
+    def scored(*arguments):
+        scores.append(really(*arguments))
+        return scores[0]
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "score_models", scored)
+    monkeypatch.setattr(run, "write_sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(plan, [changed])
+    assert {path.name for path in plan.out.iterdir()} == {"inputs.json", "data", "runs"}
+    manifest = Manifest.load(plan.data)
+    assert [source.bytes for source in manifest.sources] == [changed.stat().st_size]
+    for wiring in steps.TRAINED:
+        folders = [each.run(wiring) for each in (finished, plan)]
+        before, after = (json.loads((each / "recipe.json").read_text()) for each in folders)
+        assert after["data_sha256"]["train"] == manifest.splits.train.sha256
+        assert before["data_sha256"] != after["data_sha256"]
+        weights = [(each / "model" / "model.safetensors").read_bytes() for each in folders]
+        assert weights[0] != weights[1]
+        assert scores[0][wiring].tokens == manifest.splits.validation.tokens - 1
 
 
 def test_without_a_text_the_installation_s_own_is_used(tmp_path, monkeypatch, capfd, text):

@@ -167,7 +167,7 @@ def test_a_long_prompt_that_makes_all_answers_short_is_named(cli, tiny_model, tm
     assert outcome.code == 0
     (note,) = (line for line in outcome.err.splitlines() if line.startswith("note:"))
     assert re.fullmatch(
-        r"note: answers have \d+ tokens at most, which is what the context leaves behind the "
+        r"note: answers have \d+ tokens at most, which is what the context leaves after the "
         r"longest prompt \(p\.txt:2\)",
         note,
     )

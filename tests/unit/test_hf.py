@@ -1,6 +1,7 @@
 """KrakenForCausalLM is a Hugging Face model like any other."""
 
 import ast
+import contextlib
 import inspect
 import json
 import subprocess
@@ -18,6 +19,7 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedConfig,
@@ -26,7 +28,9 @@ from transformers import (
 
 import krakenlm  # noqa: F401  (registers the Auto classes)
 from krakenlm.config import WIRINGS
+from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import ConfigError
+from krakenlm.eval.model import load_causal_lm
 from krakenlm.integrations.hf import KrakenForCausalLM, eager_attention
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.integrations.hf_trainer import checkpoint_activations
@@ -149,6 +153,31 @@ def test_an_unknown_key_in_config_json_is_named(tmp_path: Path) -> None:
         AutoConfig.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="hiden_size"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_no_code_that_lies_in_a_folder_is_run(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    make(vocab_size=300).save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
+    (folder / "code.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Their: ...\n")
+    maps = {
+        "config.json": {"AutoConfig": "code.Their", "AutoModelForCausalLM": "code.Their"},
+        "tokenizer_config.json": {"AutoTokenizer": [None, "code.Their"]},
+    }
+    for name, auto_map in maps.items():
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, "auto_map": auto_map}))
+    assert isinstance(load_causal_lm(folder), KrakenForCausalLM)
+    assert load_tokenizer(folder)("a").input_ids
+    assert not trace.exists()
+    # The same files do run where a user allows it: they are such code, if of no use.
+    with contextlib.suppress(AttributeError):
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert trace.exists()
 
 
 # Initial weights

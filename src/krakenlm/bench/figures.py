@@ -22,6 +22,9 @@ WIRING_COLOURS = {
     "parallel": "#d08b2e",
     "ladder": "#3d7ea6",
     "kraken": "#8a2f62",
+    "shared": "#2e8b57",
+    "lagged": "#6a51a3",
+    "lagged-layer": "#b2423a",
 }
 _EVENT_COLOURS = {
     "attention": "#3d7ea6",

@@ -86,7 +86,7 @@ class Setup:
             emulated_ranks=self.devices if self.emulate_peers else None,
             prefill_chunks=contender.prefill_chunks,
         )
-        if not contender.config.traits.own_streams:
+        if not contender.config.traits.depends_on_degree:
             return options
         return replace(options, placement=self.placement, tensor_parallel=self.tensor_parallel)
 

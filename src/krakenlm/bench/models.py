@@ -51,7 +51,7 @@ def contenders(
     if len(set(prefill_chunks)) < len(prefill_chunks):
         raise KrakenError(f"--prefill-chunks {_listed(prefill_chunks)}: give each number once")
     standard = model_config(size)
-    if standard.traits.own_streams:
+    if standard.traits.depends_on_degree:
         raise KrakenError(
             f"--size {size} is a Kraken: give the standard shape that it matches, such as 124M"
         )
@@ -59,6 +59,8 @@ def contenders(
     for wiring in wirings:
         if WIRINGS[wiring].own_streams:  # type: ignore[index]  # checked above
             models += [_derived(size, standard, variant, sublayers) for variant in variants]
+        elif WIRINGS[wiring].depends_on_degree:  # type: ignore[index]
+            models.append(_derived(size, standard, wiring, sublayers))
         else:
             models.append(Contender(config=standard.replace(wiring=wiring), label=wiring))
     return [replace(model, prefill_chunks=n) for model in models for n in prefill_chunks]

@@ -1,15 +1,20 @@
-"""``krakenlm convert``: a checkpoint of the authors' release becomes a model folder."""
+"""``krakenlm convert``: another checkpoint, or another wiring, becomes a model folder."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from krakenlm.errors import KrakenError
+
 
 def convert(
-    checkpoint: Annotated[
+    source: Annotated[
         Path,
-        typer.Argument(metavar="CKPT.pt", help="A checkpoint of the authors' training script."),
+        typer.Argument(
+            metavar="CKPT.pt|MODEL",
+            help="A checkpoint of the authors' training script, or the folder of a model.",
+        ),
     ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT_DIR", help="Gets config.json and model.safetensors.")
@@ -18,24 +23,59 @@ def convert(
         str | None,
         typer.Option(
             metavar="DIR|gpt2",
-            help="Put this tokenizer into OUT_DIR too: the checkpoints hold none, and commands "
-            "that read or write text need one.",
+            help="Put this tokenizer into OUT_DIR too: the authors' checkpoints hold none, and "
+            "commands that read or write text need one.",
+        ),
+    ] = None,
+    wiring: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model: another wiring of the same weights, such as shared or lagged. It is "
+            "another function, so the model must be trained further."
+        ),
+    ] = None,
+    sublayers: Annotated[
+        int | None,
+        typer.Option(
+            "--sublayers",
+            "-n",
+            help="Of a model: branches to lay its weights out for. For shared each number is "
+            "another function.",
         ),
     ] = None,
 ) -> None:
-    """Convert a checkpoint of the authors' release into a model folder.
+    """Convert a checkpoint of the authors' release, or a model to another wiring.
 
     Only tensors and plain values are read: code inside the file is never run.
     """
     from krakenlm.config import count_parameters
     from krakenlm.console import notes, results
-    from krakenlm.integrations.authors_release import convert as convert_checkpoint
 
-    config = convert_checkpoint(checkpoint, out, tokenizer)
+    if source.is_dir():
+        if tokenizer is not None:
+            raise KrakenError("--tokenizer: a model folder brings its own: leave it out")
+        from krakenlm.integrations.rewiring import rewire
+
+        rewired = rewire(source, out, wiring=wiring, num_sublayers=sublayers)
+        config = rewired.config
+        if rewired.is_another_function:
+            notes.print(
+                f"the weights were trained as another function ({rewired.before}): train the model "
+                "further before you use it"
+            )
+    else:
+        if wiring is not None or sublayers is not None:
+            raise KrakenError(
+                f"--wiring and --sublayers need the folder of a model, and {source} is none: "
+                "convert the checkpoint first"
+            )
+        from krakenlm.integrations.authors_release import convert as convert_checkpoint
+
+        config = convert_checkpoint(source, out, tokenizer)
+        if tokenizer is None:
+            notes.print("no tokenizer in it: --tokenizer gpt2 adds the one that the authors used")
     results.print(f"wrote {out}/config.json and {out}/model.safetensors", markup=False)
     results.print(
-        f"{count_parameters(config):,} parameters: N={config.num_sublayers} sub-layers of width "
-        f"d={config.hidden_size}, {config.num_hidden_layers} layers"
+        f"{count_parameters(config):,} parameters: {config.wiring}, N={config.num_sublayers} "
+        f"sub-layers of width d={config.hidden_size}, {config.num_hidden_layers} layers"
     )
-    if tokenizer is None:
-        notes.print("no tokenizer in it: --tokenizer gpt2 adds the one that the authors used")

@@ -1,15 +1,14 @@
 """``krakenlm hf-serve``: an OpenAI-compatible server, by Transformers."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from krakenlm.cli.options import ServedModelArgument
+
 
 def hf_serve(
-    model: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of a saved model with a tokenizer.")
-    ],
+    model: ServedModelArgument,
     flags: Annotated[
         list[str] | None,
         typer.Argument(

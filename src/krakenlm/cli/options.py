@@ -1,11 +1,15 @@
-"""Options that mean the same in several commands."""
+"""Arguments and options that mean the same in several commands."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from krakenlm.errors import KrakenError
 
+ServedModelArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder of a saved model with a tokenizer.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 """Of each of several ranks, which find their own GPU."""
 OneDeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]

@@ -1,15 +1,14 @@
 """``krakenlm serve``: an OpenAI-compatible server, by vLLM."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from krakenlm.cli.options import ServedModelArgument
+
 
 def serve(
-    model: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of a saved model with a tokenizer.")
-    ],
+    model: ServedModelArgument,
     flags: Annotated[
         list[str] | None,
         typer.Argument(metavar="[FLAG]...", help="Flags of `vllm serve`, passed on as they are."),

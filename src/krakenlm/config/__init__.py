@@ -6,7 +6,7 @@ from krakenlm.config.costs import (
     kv_cache_bytes_per_token,
     training_flops_per_token,
 )
-from krakenlm.config.derivation import Rule, derive, relative_difference
+from krakenlm.config.derivation import Rule, derive, laid_out, relative_difference, rewired
 from krakenlm.config.model_config import (
     ARCHITECTURE,
     DERIVED,
@@ -30,8 +30,10 @@ __all__ = [
     "count_parameters",
     "derive",
     "kv_cache_bytes_per_token",
+    "laid_out",
     "model_config",
     "relative_difference",
+    "rewired",
     "size_names",
     "training_flops_per_token",
 ]

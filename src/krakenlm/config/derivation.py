@@ -1,19 +1,21 @@
-"""Which Kraken matches a standard model: the published rule and its alternatives.
+"""Which model of N branches matches a standard one: the published rule and its alternatives.
 
 The published rule (arXiv 2408.07802; design.md, section 2): keep the layers, halve the
 feed-forward expansion, divide the heads among the sub-layers, and choose the width whose total
 parameter count is nearest to the standard model's. Attention then grows ``sqrt(1.5 N)`` wider,
-and the KV cache with it, which the alternatives avoid or soften.
+and the KV cache with it, which the alternatives avoid or soften. Over one shared stream nothing is
+narrowed: the weights are the standard model's.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from krakenlm.config.costs import count_parameters
 from krakenlm.config.model_config import ModelConfig
+from krakenlm.config.wirings import WIRINGS
 from krakenlm.errors import ConfigError
 
-Rule = Literal["published", "keep-width"]
+Rule = Literal["published", "keep-width", "shared"]
 
 # A hardware-friendly shape may differ this much from the baseline's parameter count.
 _FRIENDLY_TOLERANCE = 0.01
@@ -27,14 +29,15 @@ def derive(
     head_dim: int = 0,
     kv_heads: int = 0,
 ) -> ModelConfig:
-    """The Kraken configuration that matches a standard one.
+    """The configuration of N branches that matches a standard one.
 
     Args:
         base: a standard model; positions, norm, activation, vocabulary and context carry over.
         num_sublayers: N.
         rule: ``published`` narrows the stream until the parameter counts agree; ``keep-width``
             keeps d and divides heads and feed-forward among the sub-layers, so that attention
-            work and KV cache equal the standard model's.
+            work and KV cache equal the standard model's; ``shared`` divides them as well, and keeps
+            one residual stream, so that all weights are the standard model's.
         head_dim: with ``published``, hardware-friendly sizes instead of the nearest count: this
             head width, and widths in multiples of 64 (of a smaller power of two where d < 512).
         kv_heads: key and value heads of one sub-layer; 0 is one for each query head (with
@@ -44,18 +47,77 @@ def derive(
         ConfigError: the heads or the feed-forward cannot be divided, or no hardware-friendly
             shape comes near enough.
     """
-    if base.traits.own_streams:
+    if base.traits.depends_on_degree:
         raise ConfigError(f"wiring={base.wiring!r}: derive starts from a standard model")
     if num_sublayers < 1:
         raise ConfigError(f"num_sublayers={num_sublayers}: needs 1 or more")
     if rule == "keep-width":
         return _keep_width(base, num_sublayers, head_dim, kv_heads)
+    if rule == "shared":
+        return _shared(base, num_sublayers, head_dim, kv_heads)
     if rule == "published":
         if head_dim:
             return _friendly(base, num_sublayers, head_dim, kv_heads)
         heads = _divide(base.num_attention_heads, num_sublayers, "query heads")
         return _nearest_width(base, num_sublayers, heads, kv_heads)
-    raise ConfigError(f"rule={rule!r}: choose 'published' or 'keep-width'")
+    raise ConfigError(f"rule={rule!r}: choose one of {', '.join(map(repr, get_args(Rule)))}")
+
+
+def laid_out(config: ModelConfig, num_sublayers: int) -> ModelConfig:
+    """The same weights as another number of branches, where branches share one stream.
+
+    For wirings that depend on the degree this is another function of the same weights, for the
+    others another way to store them.
+
+    Raises:
+        ConfigError: each branch has a stream of its own, or heads or feed-forward columns cannot be
+            divided.
+    """
+    if num_sublayers == config.num_sublayers:
+        return config
+    if config.traits.own_streams:
+        raise ConfigError(
+            f"num_sublayers={num_sublayers}: this {config.wiring} model has {config.num_sublayers} "
+            "sub-layers with a stream each, which is fixed when it is trained"
+        )
+    if num_sublayers < 1:
+        raise ConfigError(f"num_sublayers={num_sublayers}: needs 1 or more")
+    n = num_sublayers
+    return config.replace(
+        num_sublayers=n,
+        heads_per_sublayer=_divide(config.num_attention_heads, n, "query heads"),
+        kv_heads_per_sublayer=_divide(config.num_key_value_heads, n, "key and value heads"),
+        ffn_dim=_divide(_flat_ffn_dim(config), n, "feed-forward columns"),
+    )
+
+
+def rewired(config: ModelConfig, wiring: str, num_sublayers: int) -> ModelConfig:
+    """Another wiring of the same weights: another function, which needs further training.
+
+    Raises:
+        ConfigError: no such wiring, the two have other weights, or the branches cannot be divided.
+    """
+    if wiring == config.wiring:
+        return laid_out(config, num_sublayers)
+    changed = config.replace(wiring=wiring)
+    now, then = config.traits, changed.traits
+    if now.own_streams or then.own_streams:
+        kraken = config.wiring if now.own_streams else wiring
+        raise ConfigError(
+            f"wiring={wiring!r}: {config.wiring} and {wiring} differ in their weights: {kraken} "
+            "has a stream for each branch, which has to be trained from the start"
+        )
+    if now.norms_per_layer != then.norms_per_layer:
+        fits = [
+            name
+            for name, traits in WIRINGS.items()
+            if not traits.own_streams and traits.norms_per_layer == now.norms_per_layer
+        ]
+        raise ConfigError(
+            f"wiring={wiring!r}: a {config.wiring} model has {now.norms_per_layer} norms a layer "
+            f"and {wiring} {then.norms_per_layer}: use one of {', '.join(fits)}"
+        )
+    return laid_out(changed, num_sublayers)
 
 
 def relative_difference(config: ModelConfig, base: ModelConfig) -> float:
@@ -105,6 +167,14 @@ def _keep_width(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> Mode
         head_dim=head_dim,
         ffn_dim=_divide(_flat_ffn_dim(base), n, "feed-forward columns"),
     )
+
+
+def _shared(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelConfig:
+    if head_dim or kv_heads:
+        raise ConfigError(
+            "rule='shared' keeps the standard model's weights: leave head_dim and kv_heads out"
+        )
+    return laid_out(base.replace(wiring="shared"), n)
 
 
 def _friendly(base: ModelConfig, n: int, head_dim: int, kv_heads: int) -> ModelConfig:

@@ -84,8 +84,8 @@ def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any)
     Args:
         name: a name or a parameter count from the table, in any case: ``gpt2``, ``124m``,
             ``kraken-125M-2way``.
-        wiring: for a standard shape, which single-stream wiring: standard by default. A Kraken
-            of another size comes from ``derive``.
+        wiring: for a standard shape, which of the wirings that any number of devices can share
+            out: standard by default. Those of N branches come from ``derive``.
         changes: fields to set otherwise, such as ``vocab_size``.
 
     Raises:
@@ -99,10 +99,11 @@ def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any)
                 raise ConfigError(f"wiring={wiring!r}: {published.name} is a Kraken: leave it out")
             return _published_config(published, changes)
     size = _find(name)
-    if wiring is not None and WIRINGS[wiring].own_streams:
+    if wiring is not None and WIRINGS[wiring].depends_on_degree:
+        rule = "" if WIRINGS[wiring].own_streams else f" --rule {wiring}"
         raise ConfigError(
-            f"wiring={wiring!r}: {name} is a standard shape; derive its Kraken match with "
-            f"`krakenlm derive {name} --sublayers N` or krakenlm.derive"
+            f"wiring={wiring!r}: {name} is a standard shape; derive its match with "
+            f"`krakenlm derive {name} --sublayers N{rule}` or krakenlm.derive"
         )
     return ModelConfig.from_dict(
         {

@@ -1,4 +1,4 @@
-"""What the four architectures have in common and where they differ, as data.
+"""What the architectures have in common and where they differ, as data.
 
 How each one computes is a function in ``krakenlm.model.wiring``. What follows for parameters,
 messages and caches stands here, so that sizes can be reasoned about without loading torch.
@@ -7,7 +7,7 @@ messages and caches stands here, so that sizes can be reasoned about without loa
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-WiringName = Literal["kraken", "standard", "parallel", "ladder"]
+WiringName = Literal["kraken", "standard", "parallel", "ladder", "shared", "lagged", "lagged-layer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,11 @@ class WiringTraits:
 
     Attributes:
         own_streams: every branch carries a residual stream, norms and output biases of its own
-            (Kraken's sub-layers). Otherwise the branches are tensor-parallel shards of one layer,
-            which share them.
+            (Kraken's sub-layers). Otherwise the branches share them, as tensor-parallel shards of
+            one layer do.
+        depends_on_degree: the function depends on N, the number of branches, so that a rank holds
+            whole branches. Otherwise N branches are only a way to store one layer, which any
+            number of ranks can share out by its heads.
         norms_per_layer: 2, or 1 where attention and feed-forward read the same normalised input.
         conjunction: the branches' streams are joined by a linear map before the final norm.
         allreduces_per_layer: sums over branches that each layer begins.
@@ -26,15 +29,17 @@ class WiringTraits:
     """
 
     own_streams: bool
+    depends_on_degree: bool
     norms_per_layer: Literal[1, 2]
     conjunction: bool
     allreduces_per_layer: int
     hidden_allreduces: tuple[int, int]
 
     def allreduces(self, num_hidden_layers: int) -> int:
-        """AllReduces in one forward pass (design: Kraken L, standard and Ladder 2L, parallel L).
+        """AllReduces in one forward pass.
 
-        Kraken's first layer needs none, and the conjunction is one more.
+        Where one of a layer is begun in the next, the last one comes after the layers: for Kraken
+        that is the conjunction's.
         """
         return self.allreduces_per_layer * num_hidden_layers
 
@@ -48,6 +53,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     # Prabhakar, Zhang, Wentzlaff, arXiv 2408.07802
     "kraken": WiringTraits(
         own_streams=True,
+        depends_on_degree=True,
         norms_per_layer=2,
         conjunction=True,
         allreduces_per_layer=1,
@@ -56,6 +62,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     # Megatron-LM's tensor parallelism, arXiv 1909.08053
     "standard": WiringTraits(
         own_streams=False,
+        depends_on_degree=False,
         norms_per_layer=2,
         conjunction=False,
         allreduces_per_layer=2,
@@ -64,6 +71,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     # GPT-J and PaLM (arXiv 2204.02311, section 2)
     "parallel": WiringTraits(
         own_streams=False,
+        depends_on_degree=False,
         norms_per_layer=1,
         conjunction=False,
         allreduces_per_layer=1,
@@ -72,10 +80,39 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     # Ladder Residual, arXiv 2501.06589: all but the last hide behind the next half block
     "ladder": WiringTraits(
         own_streams=False,
+        depends_on_degree=False,
         norms_per_layer=2,
         conjunction=False,
         allreduces_per_layer=2,
         hidden_allreduces=(2, -1),
+    ),
+    # Kraken's schedule over one stream: each branch reads its own last output at once and the
+    # others' a layer later
+    "shared": WiringTraits(
+        own_streams=False,
+        depends_on_degree=True,
+        norms_per_layer=2,
+        conjunction=False,
+        allreduces_per_layer=1,
+        hidden_allreduces=(1, -1),
+    ),
+    # The same with no output of a branch's own: attention reads the stream of a layer before
+    "lagged": WiringTraits(
+        own_streams=False,
+        depends_on_degree=False,
+        norms_per_layer=2,
+        conjunction=False,
+        allreduces_per_layer=1,
+        hidden_allreduces=(1, -1),
+    ),
+    # A parallel layer that reads the stream of a layer before
+    "lagged-layer": WiringTraits(
+        own_streams=False,
+        depends_on_degree=False,
+        norms_per_layer=1,
+        conjunction=False,
+        allreduces_per_layer=1,
+        hidden_allreduces=(1, -1),
     ),
 }
 

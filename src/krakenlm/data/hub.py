@@ -153,9 +153,9 @@ def table_texts(path: Path, column: str, on_bad: OnBad = refuse) -> Iterator[str
     )
     try:
         if reader == "csv":
-            rows = open_rows(encoding="utf-8-sig", sep="\t" if kind == ".tsv" else ",")
+            rows = open_rows(sep="\t" if kind == ".tsv" else ",")
         elif reader == "json":
-            rows = open_rows(encoding="utf-8-sig")
+            rows = open_rows(encoding="utf-8-sig")  # datasets 4 reads no mark before a list
         else:
             rows = open_rows()
         yield from texts_of(rows, column, str(path), on_bad=on_bad)

@@ -308,7 +308,7 @@ def _check_what_is_there(folder: Path, progress: Progress, vocabulary: Vocabular
                     f"{folder / shard.file} is damaged (its sha256 is not the one it was written "
                     f"with): remove {folder} to begin anew"
                 )
-    said = f"going on behind {len(finished)} finished shards in {folder}"
+    said = f"going on after {len(finished)} finished shards in {folder}"
     notes.print(said, markup=False, soft_wrap=True)
     kept = {shard.file for shard in finished}
     kept |= {f"{name}-{len(half.shards):05d}.bin" for name, half in halves.items()}

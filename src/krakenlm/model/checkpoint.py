@@ -22,19 +22,15 @@ _FLOATING = ("F64", "F32", "BF16", "F16")
 
 
 class _Piece(NamedTuple):
-    """A run of rows or columns within each of some neighbouring branches."""
+    """A run of rows or columns within one branch of the file."""
 
-    branches: slice
+    branch: int
     start: int
     end: int
 
-    @property
-    def within(self) -> slice:
-        return slice(self.start, self.end)
-
     def scaled(self, size: int, offset: int) -> "_Piece":
-        """The run behind ``offset`` where each of these rows or columns is ``size`` of them."""
-        return _Piece(self.branches, offset + self.start * size, offset + self.end * size)
+        """The run after ``offset`` where each of these rows or columns is ``size`` of them."""
+        return _Piece(self.branch, offset + self.start * size, offset + self.end * size)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -66,6 +62,19 @@ def read_eos_token_ids(directory: Path) -> frozenset[int]:
     return frozenset()
 
 
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The type of a checkpoint's weights, by its embedding.
+
+    Raises:
+        KrakenError: that is missing, or not of floating-point numbers.
+    """
+    config = read_config(directory)
+    with _Tensors(Path(directory)) as tensors:
+        shape = (config.vocab_size, config.hidden_size)
+        row: Tensor = tensors.slice_of("model.embed_tokens.weight", shape)[:1]
+        return row.dtype
+
+
 def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, Tensor]:
     """The state of one rank's ``Decoder``, plus its rows of ``lm_head.weight`` where not tied.
 
@@ -73,7 +82,8 @@ def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, T
 
     Args:
         directory: the checkpoint folder.
-        shard: which part.
+        shard: which part. Its configuration may lay the weights out for another number of branches
+            than the file does, unless each branch has a stream of its own.
         dtype: what the weights are turned into.
 
     Raises:
@@ -95,7 +105,8 @@ def stream_shard(
             all of the embedding, and of the head those that the shard holds.
     """
     with _Tensors(Path(directory)) as tensors:
-        yield from _ShardReader(tensors, shard, dtype, vocabulary).read()
+        stored = read_config(directory)
+        yield from _ShardReader(tensors, stored, shard, dtype, vocabulary).read()
 
 
 def open_tensors(path: Path, advice: str) -> Any:
@@ -184,11 +195,17 @@ class _ShardReader:
     """Walks over a decoder's tensors and cuts each one to what the shard holds."""
 
     def __init__(
-        self, tensors: _Tensors, shard: Shard, dtype: torch.dtype, vocabulary: range | None
+        self,
+        tensors: _Tensors,
+        stored: ModelConfig,
+        shard: Shard,
+        dtype: torch.dtype,
+        vocabulary: range | None,
     ) -> None:
+        assert stored.num_streams == shard.config.num_streams, "streams cannot be laid out anew"
         self._tensors = tensors
         self._shard = shard
-        self._config = shard.config
+        self._config = stored
         self._dtype = dtype
         everything = range(shard.config.vocab_size)
         self._embedding_rows = everything if vocabulary is None else vocabulary
@@ -222,8 +239,8 @@ class _ShardReader:
         up = config.ffn_dim * (2 if config.activation == "swiglu" else 1)
         for norm in ("norm_1.", "norm_2.")[: config.traits.norms_per_layer]:
             yield from self._norm(prefix + norm, streams=config.num_streams)
-        # A bias behind a sum over ranks: the first of these ranks brings it.
-        brings_bias = (shard.tensor_index if config.traits.own_streams else shard.first) == 0
+        # A bias that is added to a sum over ranks: the first of these ranks brings it.
+        brings_bias = shard.tensor_index == 0 and (config.traits.own_streams or shard.first == 0)
         for name, outputs, inputs, rows, columns in (
             ("attention.qkv", query + 2 * key, d, self._qkv_rows(), None),
             ("attention.output", d, query, None, self._head_columns()),
@@ -250,16 +267,16 @@ class _ShardReader:
             yield read(prefix + "bias", streams, config.hidden_size)
 
     def _whole(self, name: str, *shape: int) -> tuple[str, Tensor]:
-        return name, self._copy(f"model.{name}", shape, [(slice(None),)], axis=0)
+        return name, self._copy(f"model.{name}", shape, slice(None))
 
     def _rows(self, name: str, rows: range) -> Tensor:
         """Some tokens' rows of the embedding or the head."""
         shape = (self._config.vocab_size, self._config.hidden_size)
-        return self._copy(name, shape, [(slice(rows.start, rows.stop),)], axis=0)
+        return self._copy(name, shape, slice(rows.start, rows.stop))
 
     def _branches(self, name: str, *shape: int) -> tuple[str, Tensor]:
         """The sub-layers held, from the leading axis."""
-        return name, self._copy(f"model.{name}", shape, [(self._sublayers(),)], axis=0)
+        return name, self._copy(f"model.{name}", shape, slice(self._shard.first, self._shard.end))
 
     def _bias(self, name: str, brings: bool, *shape: int) -> tuple[str, Tensor]:
         """A bias added to a sum over ranks: one of them brings it, the others bring zeros."""
@@ -270,77 +287,78 @@ class _ShardReader:
         return name, torch.zeros(rows, *shape[1:], dtype=self._dtype)
 
     def _cut(
-        self, name: str, shape: tuple[int, ...], pieces: Sequence[_Piece], axis: int
+        self, name: str, shape: tuple[int, ...], pieces: Sequence[Sequence[_Piece]], axis: int
     ) -> tuple[str, Tensor]:
-        """Rows (axis 1) or columns (axis 2) of the branches held, side by side."""
-        between = (slice(None),) * (axis - 1)
-        indices = [(piece.branches, *between, piece.within) for piece in pieces]
-        return name, self._copy(f"model.{name}", shape, indices, axis)
+        """Rows (axis 1) or columns (axis 2) of each branch held, from wherever the file has them.
 
-    def _copy(
-        self, name: str, shape: tuple[int, ...], indices: Sequence[tuple[slice, ...]], axis: int
-    ) -> Tensor:
-        """Parts of a tensor joined along an axis, in memory of their own.
+        Args:
+            name: of the tensor.
+            shape: in the file.
+            pieces: for each branch held, what lies side by side in it.
+            axis: along which.
+        """
+        between = (slice(None),) * (axis - 1)
+        held = list(shape)
+        held[0], held[axis] = len(pieces), sum(piece.end - piece.start for piece in pieces[0])
+        lazy = self._tensors.slice_of(f"model.{name}", shape)
+        tensor = torch.empty(held, dtype=self._dtype)
+        for branch, parts in enumerate(pieces):
+            start = 0
+            for piece in parts:
+                size = piece.end - piece.start
+                index = (slice(piece.branch, piece.branch + 1), *between)
+                part = lazy[(*index, slice(piece.start, piece.end))]
+                tensor[branch : branch + 1].narrow(axis, start, size).copy_(part)
+                start += size
+        self._tensors.close()
+        return name, tensor
+
+    def _copy(self, name: str, shape: tuple[int, ...], first_axis: slice) -> Tensor:
+        """Rows of a tensor, in memory of their own.
 
         A part that is read is a view of the mapped file. To keep it, even as a whole, would keep
         the mapping, and with it every page that any other tensor was read through.
         """
         lazy = self._tensors.slice_of(name, shape)
-        shapes = [_shape_of_part(index, shape) for index in indices]
-        joined = list(shapes[0])
-        joined[axis] = sum(part[axis] for part in shapes)
-        tensor = torch.empty(joined, dtype=self._dtype)
-        start = 0
-        for index, part in zip(indices, shapes, strict=True):
-            if part[axis]:
-                tensor.narrow(axis, start, part[axis]).copy_(lazy[index])
-            start += part[axis]
+        rows = len(range(shape[0])[first_axis])
+        tensor = torch.empty((rows, *shape[1:]), dtype=self._dtype)
+        if rows:
+            tensor.copy_(lazy[first_axis])
         self._tensors.close()
         return tensor
 
-    def _sublayers(self) -> slice:
-        return slice(self._shard.first, self._shard.end)
-
-    def _qkv_rows(self) -> list[_Piece]:
-        """All queries, then all keys, then all values, of the heads held."""
+    def _qkv_rows(self) -> list[list[_Piece]]:
+        """Of each branch held: all queries, then all keys, then all values."""
         config = self._config
         query = config.heads_per_sublayer * config.head_dim
         key = config.kv_heads_per_sublayer * config.head_dim
-        held = self._held(self._shard.kv_heads, config.kv_heads_per_sublayer)
+        rows = (
+            (0, query // config.kv_heads_per_sublayer),
+            (query, config.head_dim),
+            (query + key, config.head_dim),
+        )
         return [
-            piece.scaled(rows_per_group, offset)
-            for offset, rows_per_group in (
-                (0, query // config.kv_heads_per_sublayer),
-                (query, config.head_dim),
-                (query + key, config.head_dim),
-            )
-            for piece in held
+            [piece.scaled(size, offset) for offset, size in rows for piece in pieces]
+            for pieces in self._held(self._shard.branch_kv_heads, config.kv_heads_per_sublayer)
         ]
 
-    def _head_columns(self) -> list[_Piece]:
-        queries_keys_values = self._qkv_rows()
-        return queries_keys_values[: len(queries_keys_values) // 3]
+    def _head_columns(self) -> list[list[_Piece]]:
+        """The queries' rows alone."""
+        return [pieces[: len(pieces) // 3] for pieces in self._qkv_rows()]
 
-    def _ffn_columns(self) -> list[_Piece]:
-        return self._held(self._shard.ffn_columns, self._config.ffn_dim)
+    def _ffn_columns(self) -> list[list[_Piece]]:
+        return self._held(self._shard.branch_ffn_columns, self._config.ffn_dim)
 
-    def _up_rows(self) -> list[_Piece]:
+    def _up_rows(self) -> list[list[_Piece]]:
         columns = self._ffn_columns()
         if self._config.activation != "swiglu":
             return columns
-        behind_gate = self._config.ffn_dim
-        return columns + [piece.scaled(1, behind_gate) for piece in columns]
+        gate = self._config.ffn_dim
+        return [pieces + [piece.scaled(1, gate) for piece in pieces] for pieces in columns]
 
-    def _held(self, held: range, size: int) -> list[_Piece]:
-        """Where ``held`` lies: the same in each sub-layer, or a run over all branches."""
-        if self._config.traits.own_streams:
-            return [_Piece(self._sublayers(), held.start, held.stop)]
-        return _within_branches(held, size, self._config.num_sublayers)
-
-
-def _shape_of_part(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    lengths = [len(range(size)[part]) for part, size in zip(index, shape, strict=False)]
-    return (*lengths, *shape[len(index) :])
+    def _held(self, runs: Sequence[range], size: int) -> list[list[_Piece]]:
+        """Where each branch's run over all heads or columns lies in the file's branches."""
+        return [_within_branches(run, size, self._config.num_sublayers) for run in runs]
 
 
 def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
@@ -350,7 +368,7 @@ def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
         start = max(held.start - branch * size, 0)
         end = min(held.stop - branch * size, size)
         if start < end:
-            pieces.append(_Piece(slice(branch, branch + 1), start, end))
+            pieces.append(_Piece(branch, start, end))
     return pieces
 
 

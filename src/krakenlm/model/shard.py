@@ -45,7 +45,7 @@ class Shard:
     @property
     def kv_heads(self) -> range:
         """Key and value heads held: of each sub-layer here, or of all branches side by side."""
-        if self.config.traits.own_streams:
+        if self.config.traits.depends_on_degree:
             return self._tensor_part(self.config.kv_heads_per_sublayer)
         return range(self.first, self.end)
 
@@ -53,10 +53,20 @@ class Shard:
     def ffn_columns(self) -> range:
         """Feed-forward columns held: of each sub-layer here, or of all branches side by side."""
         config = self.config
-        if config.traits.own_streams:
+        if config.traits.depends_on_degree:
             return self._tensor_part(config.ffn_dim)
         total, units = config.num_sublayers * config.ffn_dim, units_of(config)
         return range(total * self.first // units, total * self.end // units)
+
+    @property
+    def branch_kv_heads(self) -> list[range]:
+        """The heads of each branch of the local decoder, counted over all branches of the model."""
+        return self._of_each_branch(self.kv_heads, self.config.kv_heads_per_sublayer)
+
+    @property
+    def branch_ffn_columns(self) -> list[range]:
+        """The feed-forward columns of each, likewise."""
+        return self._of_each_branch(self.ffn_columns, self.config.ffn_dim)
 
     @property
     def head_rows(self) -> range:
@@ -80,11 +90,17 @@ class Shard:
         config = self.config
         queries_per_key = config.heads_per_sublayer // config.kv_heads_per_sublayer
         return config.replace(
-            num_sublayers=self.count if config.traits.own_streams else 1,
+            num_sublayers=self.count if config.traits.depends_on_degree else 1,
             heads_per_sublayer=len(self.kv_heads) * queries_per_key,
             kv_heads_per_sublayer=len(self.kv_heads),
             ffn_dim=len(self.ffn_columns),
         )
+
+    def _of_each_branch(self, held: range, size: int) -> list[range]:
+        if not self.config.traits.depends_on_degree:
+            return [held]
+        starts = (size * unit for unit in range(self.first, self.end))
+        return [range(start + held.start, start + held.stop) for start in starts]
 
     def _tensor_part(self, size: int) -> range:
         return _part(size, self.tensor_index, self.tensor_parallel)
@@ -92,7 +108,7 @@ class Shard:
 
 def units_of(config: ModelConfig) -> int:
     """How many units a model can be divided into, and so the most rank groups it can use."""
-    if config.traits.own_streams:
+    if config.traits.depends_on_degree:
         return config.num_sublayers
     return config.num_key_value_heads
 
@@ -157,7 +173,7 @@ def _part(size: int, index: int, parts: int) -> range:
 
 
 def _unit_name(config: ModelConfig) -> str:
-    return "sub-layers" if config.traits.own_streams else "key and value heads"
+    return "sub-layers" if config.traits.depends_on_degree else "key and value heads"
 
 
 def _check_tensor_parallel(config: ModelConfig, devices: int, tensor_parallel: int) -> None:
@@ -166,7 +182,7 @@ def _check_tensor_parallel(config: ModelConfig, devices: int, tensor_parallel: i
         raise KrakenError(f"{option}: needs 1 or more")
     if tensor_parallel == 1:
         return
-    if not config.traits.own_streams:
+    if not config.traits.depends_on_degree:
         raise KrakenError(
             f"{option}: a {config.wiring} model is tensor-parallel already: leave it out and raise "
             "--devices"

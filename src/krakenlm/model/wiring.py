@@ -1,4 +1,4 @@
-"""The four architectures: who is reduced, when the sum is begun, when it is awaited.
+"""The architectures: who is reduced, when the sum is begun, when it is awaited.
 
 Each is one function over the same blocks. A block's ``attend`` normalises its input and applies
 attention, ``feed`` normalises and applies the feed-forward network; both return what each local
@@ -12,7 +12,7 @@ PyTorch 2.13 on.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -42,6 +42,38 @@ class Block(Protocol):
     def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
         """Attn_i(n) + FFN_i(n) with n = LN1_i(x), as branches_KBTD."""
         ...
+
+
+Part = Literal["attention", "feed-forward", "attention and feed-forward"]
+"""What a block computes at once."""
+
+
+class WrappedBlock:
+    """A block that leaves the computing to another, and sees to it: see ``compute``."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+
+    def keep(self, x_SBTD: Tensor) -> Tensor:
+        """As the block within."""
+        return self._block.keep(x_SBTD)
+
+    def attend(self, x_SBTD: Tensor) -> Tensor:
+        """What ``compute`` makes of attention."""
+        return self.compute("attention", self._block.attend, x_SBTD)
+
+    def feed(self, x_SBTD: Tensor) -> Tensor:
+        """What ``compute`` makes of the feed-forward network."""
+        return self.compute("feed-forward", self._block.feed, x_SBTD)
+
+    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
+        """What ``compute`` makes of both."""
+        function = self._block.attend_and_feed
+        return self.compute("attention and feed-forward", function, x_SBTD)
+
+    def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+        """The branches_KBTD to go on with: subclasses call the function, and do their own."""
+        raise NotImplementedError
 
 
 Join = Callable[[Tensor], Tensor]
@@ -142,11 +174,78 @@ def ladder(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
     yield join(x_1BTD + fed.wait())
 
 
+def shared(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
+    """Kraken's schedule over one residual stream x, which all branches share.
+
+    ``own`` is what each branch added in the last layer. A branch reads its own at once, as y_i =
+    x + own_i, while the sum over all is under way behind its attention: the others' parts reach it
+    in the feed-forward network, which reads LN2(x + a_i). One branch alone is the standard layer.
+    """
+    own_KBTD: Tensor | None = None
+    for block in blocks:
+        y_KBTD = x_1BTD if own_KBTD is None else x_1BTD + own_KBTD
+        added = None if own_KBTD is None else reducer.begin(block.keep(own_KBTD))
+        a_KBTD = block.attend(y_KBTD)
+        x_1BTD = block.keep(x_1BTD)
+        if added is not None:
+            yield None
+            x_1BTD = x_1BTD + added.wait()
+        own_KBTD = a_KBTD + block.feed(x_1BTD + a_KBTD)
+    assert own_KBTD is not None, "a model has a layer"
+    added = reducer.begin(own_KBTD)
+    yield None
+    yield join(x_1BTD + added.wait())
+
+
+def lagged(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
+    """``shared`` without own outputs: x_l = x_{l-1} + Attn(LN1(x_{l-2})) + FFN(LN2(x_{l-1})).
+
+    No branch reads anything but the stream, so the function is the same for any number of them.
+    """
+    added: Pending | None = None
+    last_KBTD: Tensor | None = None
+    for block in blocks:
+        added = None if last_KBTD is None else reducer.begin(block.keep(last_KBTD))
+        a_KBTD = block.attend(x_1BTD)
+        x_1BTD = block.keep(x_1BTD)
+        if added is not None:
+            yield None
+            x_1BTD = x_1BTD + added.wait()
+        last_KBTD = a_KBTD + block.feed(x_1BTD)
+    assert last_KBTD is not None, "a model has a layer"
+    added = reducer.begin(last_KBTD)
+    yield None
+    yield join(x_1BTD + added.wait())
+
+
+def lagged_layer(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
+    """``parallel`` a layer late: x_l = x_{l-1} + Attn(LN1(x_{l-2})) + FFN(LN1(x_{l-2})).
+
+    So a whole layer's work hides the sum of the layer before.
+    """
+    added: Pending | None = None
+    last_KBTD: Tensor | None = None
+    for block in blocks:
+        added = None if last_KBTD is None else reducer.begin(block.keep(last_KBTD))
+        last_KBTD = block.attend_and_feed(x_1BTD)
+        x_1BTD = block.keep(x_1BTD)
+        if added is not None:
+            yield None
+            x_1BTD = x_1BTD + added.wait()
+    assert last_KBTD is not None, "a model has a layer"
+    added = reducer.begin(last_KBTD)
+    yield None
+    yield join(x_1BTD + added.wait())
+
+
 WIRING_FUNCTIONS: dict[WiringName, Wiring] = {
     "kraken": kraken,
     "standard": standard,
     "parallel": parallel,
     "ladder": ladder,
+    "shared": shared,
+    "lagged": lagged,
+    "lagged-layer": lagged_layer,
 }
 
 assert WIRING_FUNCTIONS.keys() == WIRINGS.keys()

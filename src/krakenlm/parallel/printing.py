@@ -167,7 +167,7 @@ def _note_short_answers(request: Request, names: Sequence[str]) -> None:
     longest = max(range(len(names)), key=lambda index: len(request.prompts[index]))
     print_note(
         f"note: answers have {request.max_new_tokens} tokens at most, which is what the context "
-        f"leaves behind the longest prompt ({names[longest]})"
+        f"leaves after the longest prompt ({names[longest]})"
     )
 
 

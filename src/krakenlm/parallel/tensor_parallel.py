@@ -6,13 +6,15 @@ sees whole branches; the AllReduce that makes them whole is exposed, the wiring'
 Shape letters: see ``krakenlm.model``.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from krakenlm.model.reduce import Reducer
-from krakenlm.model.wiring import Block
+from krakenlm.model.wiring import Block, Part, WrappedBlock
 
 
-class PartialBlock:
+class PartialBlock(WrappedBlock):
     """One rank's part of a block, completed by the ranks that hold the rest.
 
     Args:
@@ -21,26 +23,12 @@ class PartialBlock:
     """
 
     def __init__(self, block: Block, parts: Reducer) -> None:
-        self._block = block
+        super().__init__(block)
         self._parts = parts
 
-    def keep(self, x_SBTD: Tensor) -> Tensor:
-        """As the block."""
-        return self._block.keep(x_SBTD)
-
-    def attend(self, x_SBTD: Tensor) -> Tensor:
-        """Whole branches of attention."""
-        return self._complete(self._block.attend(x_SBTD))
-
-    def feed(self, x_SBTD: Tensor) -> Tensor:
-        """Whole branches of the feed-forward network."""
-        return self._complete(self._block.feed(x_SBTD))
-
-    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
-        """Whole branches of both."""
-        return self._complete(self._block.attend_and_feed(x_SBTD))
-
-    def _complete(self, parts_KBTD: Tensor) -> Tensor:
+    def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+        """Whole branches."""
+        parts_KBTD = function(x_SBTD)
         # The Reducer sums over a leading axis, which here must stay: sub-layers become batch.
         flat_1XTD = parts_KBTD.flatten(0, 1).unsqueeze(0)
         return self._parts.begin(flat_1XTD).wait().view_as(parts_KBTD)

@@ -12,8 +12,11 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from krakenlm.model.reduce import Pending, Reducer
-from krakenlm.model.wiring import Block
+from krakenlm.model.wiring import Block, Part, WrappedBlock
 from krakenlm.parallel.collective import InFlight
+
+# Names of events, beside those of what a block computes (``wiring.Part``).
+SUM, WAIT = "AllReduce", "wait"
 
 Lane = Literal["compute", "communication"]
 
@@ -63,7 +66,7 @@ class RecordingReducer:
             return _RecordedPending(self._recorder, pending, start)
 
         def completed(_: Any) -> None:
-            self._recorder.add("AllReduce", "communication", start)
+            self._recorder.add(SUM, "communication", start)
 
         pending.work.get_future().add_done_callback(completed)
         return _RecordedPending(self._recorder, pending, None)
@@ -78,32 +81,20 @@ class _RecordedPending(NamedTuple):
     def wait(self) -> Tensor:
         start = time.perf_counter()
         total_1BTD = self.pending.wait()
-        self.recorder.add("wait", "compute", start)
+        self.recorder.add(WAIT, "compute", start)
         if self.begun is not None:
-            self.recorder.add("AllReduce", "communication", self.begun)
+            self.recorder.add(SUM, "communication", self.begun)
         return total_1BTD
 
 
-class _RecordedBlock:
+class _RecordedBlock(WrappedBlock):
     def __init__(self, recorder: Recorder, index: int, block: Block) -> None:
+        super().__init__(block)
         self._recorder = recorder
         self._index = index
-        self._block = block
 
-    def keep(self, x_SBTD: Tensor) -> Tensor:
-        return self._block.keep(x_SBTD)
-
-    def attend(self, x_SBTD: Tensor) -> Tensor:
-        return self._record("attention", self._block.attend, x_SBTD)
-
-    def feed(self, x_SBTD: Tensor) -> Tensor:
-        return self._record("feed-forward", self._block.feed, x_SBTD)
-
-    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
-        return self._record("attention and feed-forward", self._block.attend_and_feed, x_SBTD)
-
-    def _record(self, name: str, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+    def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
         start = time.perf_counter()
         y_KBTD = function(x_SBTD)
-        self._recorder.add(f"{name} {self._index + 1}", "compute", start)
+        self._recorder.add(f"{part} {self._index + 1}", "compute", start)
         return y_KBTD

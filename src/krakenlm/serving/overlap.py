@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Pending
-from krakenlm.model.wiring import Block
+from krakenlm.model.wiring import Block, Part, WrappedBlock
 from krakenlm.parallel.collective import Collective, Group, sum_branches
 from krakenlm.parallel.connect import Transport, connect_group
 
@@ -213,23 +213,12 @@ class InFlight:
         return self._total_1BTD
 
 
-class _WatchedBlock:
+class _WatchedBlock(WrappedBlock):
     def __init__(self, block: Block, reducer: OrderedReducer) -> None:
-        self._block = block
+        super().__init__(block)
         self._reducer = reducer
 
-    def keep(self, x_SBTD: Tensor) -> Tensor:
-        return self._block.keep(x_SBTD)
-
-    def attend(self, x_SBTD: Tensor) -> Tensor:
-        return self._note(self._block.attend(x_SBTD))
-
-    def feed(self, x_SBTD: Tensor) -> Tensor:
-        return self._note(self._block.feed(x_SBTD))
-
-    def attend_and_feed(self, x_SBTD: Tensor) -> Tensor:
-        return self._note(self._block.attend_and_feed(x_SBTD))
-
-    def _note(self, branches_KBTD: Tensor) -> Tensor:
+    def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+        branches_KBTD = function(x_SBTD)
         self._reducer.computed_KBTD = branches_KBTD
         return branches_KBTD

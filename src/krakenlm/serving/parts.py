@@ -16,7 +16,7 @@ def own_shard(config: ModelConfig, rank: int, ranks: int) -> Shard:
     units = units_of(config)
     if units % ranks:
         fits = ", ".join(str(n) for n in range(1, units + 1) if units % n == 0)
-        what = "sub-layers" if config.traits.own_streams else "key and value heads"
+        what = "sub-layers" if config.traits.depends_on_degree else "key and value heads"
         raise KrakenError(
             f"{ranks} devices: this {config.wiring} model has {units} {what}, "
             f"which vLLM has to share out evenly: use one of {fits}"

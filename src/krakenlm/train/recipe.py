@@ -51,7 +51,8 @@ class Training:
         precision: ``auto`` computes in bfloat16 where the device has it; weights stay float32.
         device: ``auto`` uses a GPU where there is one.
         parallel: what several processes, started by torchrun or accelerate, divide: ``ddp`` the
-            sequences of a step; ``fsdp`` also weights, gradients and optimizer state.
+            sequences of a step; ``fsdp``, between GPUs, also weights, gradients and optimizer
+            state.
         gradient_checkpointing: recompute activations instead of keeping them.
         compile: run the model through ``torch.compile``.
         seed: of initial weights, order of the data and dropout.

@@ -249,6 +249,8 @@ def _what_it_learns(resolved: dict[str, Any]) -> dict[str, Any]:
         settings["schedule_steps"] = 0
     values["training"] = {k: v for k, v in settings.items() if k not in _KEPT_AND_TOLD}
     values["model"] = {**ModelConfig().to_dict(), **values["model"]}
+    # The same tokens came from the same tokenizer, whoever saved its file since.
+    values[_DATA] = {key: value for key, value in values[_DATA].items() if key != "tokenizer"}
     return values
 
 

@@ -1,0 +1,76 @@
+"""A model's weights under another wiring, laid out for another number of branches."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from krakenlm.config import ModelConfig, rewired
+from krakenlm.errors import KrakenError
+from krakenlm.files import whole_directory, write_json
+from krakenlm.model.checkpoint import read_config, read_shard, stored_dtype
+from krakenlm.model.shard import split
+
+# What a model folder holds beside its weights and their configuration: tokenizer, chat template,
+# how to generate.
+_CARRIED_OVER = (".json", ".jinja", ".txt", ".model")
+_LEFT_OUT = {"config.json", "model.safetensors.index.json"}
+
+
+@dataclass(frozen=True)
+class Rewired:
+    """What a model became.
+
+    Attributes:
+        config: of the new model.
+        before: wiring and branches of the old one, in words.
+        is_another_function: the same weights compute something else than they were trained for.
+    """
+
+    config: ModelConfig
+    before: str
+    is_another_function: bool
+
+
+def rewire(
+    source: Path, out: Path, *, wiring: str | None = None, num_sublayers: int | None = None
+) -> Rewired:
+    """Write the weights of ``source`` to the folder ``out``, as a model of another wiring.
+
+    Args:
+        source: a model folder.
+        out: becomes one, whole or not at all; tokenizer and generation settings come along.
+        wiring: of the new model; the old one's by default.
+        num_sublayers: branches of the new model; as many as the old one has by default. Wirings
+            that do not depend on it are stored as one branch.
+
+    Raises:
+        KrakenError: ``source`` is no whole model, its weights do not fit the wiring or cannot be
+            divided so, or ``out`` cannot be written.
+    """
+    stored = read_config(source)
+    branches = stored.num_sublayers if num_sublayers is None else num_sublayers
+    try:
+        wanted = rewired(stored, wiring or stored.wiring, branches)
+    except KrakenError as error:
+        raise KrakenError(f"{source}: {error}") from error
+    whole = split(wanted, 1)[0]
+    with whole_directory(out) as folder:
+        write_json(folder / "config.json", whole.local_config.to_hf_dict())
+        state = read_shard(source, whole, stored_dtype(source))
+        names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
+        save_file(
+            {names[name]: tensor for name, tensor in state.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        for path in sorted(Path(source).iterdir()):
+            if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
+                shutil.copyfile(path, folder / path.name)
+    return Rewired(
+        config=whole.local_config,
+        before=f"{stored.wiring}, {stored.num_sublayers} sub-layers",
+        is_another_function=stored.wiring != wanted.wiring
+        or (wanted.traits.depends_on_degree and wanted.num_sublayers != stored.num_sublayers),
+    )
