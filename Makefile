@@ -65,7 +65,7 @@ parity: $(VENV)/.installed  ## train every architecture over a grid of learning 
 	@test -n "$(TEXT)" || { echo "make parity needs a text to learn from: TEXT=openwebtext.jsonl.gz, or what krakenlm prepare --text reads"; exit 2; }
 	$(BIN)/python scripts/parity.py --text $(TEXT) $(PARITY)
 
-test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on two cores
+test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
