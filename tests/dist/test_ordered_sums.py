@@ -118,6 +118,7 @@ def late_partner(rank: Rank, transport: Transport) -> None:
 def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
     heard = []
     launch(late_partner, [transport], devices=2, on_message=heard.append, device_type="cpu", threads=1)
+    assert sorted(index for index, *_ in heard) == [0, 1]
     for index, begin_s, wait_s, total, branches in heard:
         assert begin_s < LATE / 2
         assert wait_s < LATE / 2

@@ -106,8 +106,9 @@ def test_ladder_runs_the_next_half_block_meanwhile(events):
 def test_standard_and_parallel_compute_nothing_meanwhile(events, wiring, number):
     allreduces = named(events[wiring], "AllReduce")
     compute = named(events[wiring], "attention") + named(events[wiring], "feed-forward")
-    assert len(allreduces) == number
     waits = named(events[wiring], "wait")
+    assert len(allreduces) == len(waits) == number
+    assert len(compute) == (LAYERS if wiring == "parallel" else 2 * LAYERS)
     for wait in waits:
         # The late rank makes every wait long, and no block runs within one.
         assert not any(block.start < wait.end and wait.start < block.end for block in compute)

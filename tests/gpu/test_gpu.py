@@ -69,6 +69,7 @@ def test_two_gpus_over_nccl_equal_one_cpu(wiring, tmp_path):
     launch(answer, [tmp_path], devices=2, on_message=heard.append, device_type="cuda")
     with torch.no_grad():
         wanted = model(PROMPT).logits
+    assert [kind for kind, _ in heard] == ["cuda", "cuda"]
     for _, logits in heard:
         torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
 
