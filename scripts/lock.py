@@ -7,7 +7,7 @@ fails, the file stays as it is.
 
 Usage: python scripts/lock.py [package|vllm ...]     both, without a name; half an hour
        PYTHON scripts/lock.py --show                 the versions of PYTHON's environment
-       python scripts/lock.py --lowest               the lower bounds of pyproject.toml as constraints
+       python scripts/lock.py --lowest               lower bounds of pyproject.toml, as constraints
 """
 
 import argparse
