@@ -26,7 +26,7 @@ from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model.attention import Attention
 from krakenlm.model.checkpoint import read_eos_token_ids
-from krakenlm.train import callbacks, checks
+from krakenlm.train import callbacks, checks, run_folder
 from krakenlm.train import trainer as trainer_module
 from krakenlm.train.loop import LoopTrainer
 from krakenlm.train.recipe import Recipe, Training
@@ -444,6 +444,65 @@ def test_the_same_recipe_begins_anew_with_restart(recipe):
     again = train(recipe(steps=2), restart=True)
     assert (again.path / "recipe.json").is_file()
     assert history(again) == before
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_fewer_steps_than_an_extended_run_has_are_all_that_is_named(recipe, steps):
+    train(recipe(steps=2, save_every=1))
+    run = train(recipe(steps=4, save_every=1), extend=True)
+    before = tiny.snapshot(run.path)
+    for extend in (False, True):
+        with pytest.raises(KrakenError, match=rf"\(training\.steps 4 is now {steps}\)"):
+            train(recipe(steps=steps, save_every=1), extend=extend)
+    assert tiny.snapshot(run.path) == before
+
+
+def test_a_run_is_extended_again(recipe):
+    train(recipe(steps=4, save_every=2))
+    train(recipe(steps=6, save_every=2), extend=True)
+    twice = train(recipe(steps=8, save_every=2), extend=True)
+    train(recipe(output="once", steps=4, save_every=2))
+    once = train(recipe(output="once", steps=8, save_every=2), extend=True)
+    assert history(twice)["training"] == history(once)["training"]
+    assert rates(twice)[4:] == pytest.approx([1e-3] * 4)
+    assert sorted(path.name for path in twice.path.glob("model*")) == [
+        *("model", "model-at-4", "model-at-6")
+    ]
+
+
+def test_an_interruption_while_a_run_is_extended_loses_nothing(recipe, monkeypatch):
+    """The model was put aside, and the recipe not yet written."""
+    short = {"steps": 2, "save_every": 1}
+    before = weights(train(recipe(**short)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder, "write_json", lambda *_: interrupt())
+        train(recipe(steps=3, save_every=1), extend=True)
+    run = train(recipe(**short))
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(run).items())
+    run = train(recipe(steps=3, save_every=1), extend=True)
+    assert run.finished and (run.path / "model-at-2").is_dir()
+
+
+def test_a_schedule_that_only_warms_up_is_extended_at_its_top(recipe, capfd):
+    """Whatever the foot of the cosine would be."""
+    settings = {"warmup_steps": 2, "save_every": 1, "min_learning_rate_ratio": 0.0}
+    train(recipe(steps=2, **settings))
+    with pytest.raises(KrakenError, match=r"at the learning rate 0\.01, which"):
+        train(recipe(steps=4, **settings))
+    run = train(recipe(steps=4, **settings), extend=True)
+    assert "after step 2 of 4 the learning rate stays at 0.01" in capfd.readouterr().err
+    assert rates(run) == pytest.approx([0.0, 5e-3, 1e-2, 1e-2])
+
+
+def test_there_must_be_a_run_to_extend(recipe, tmp_path):
+    with pytest.raises(KrakenError, match="holds no run that --extend could go on with"):
+        train(recipe(), extend=True)
+    assert not (tmp_path / "run").exists()
+    run = train(recipe(steps=2, save_every=1))
+    before = tiny.snapshot(run.path)
+    with pytest.raises(KrakenError, match="--extend goes on with a run and --restart discards it"):
+        train(recipe(steps=3, save_every=1), extend=True, restart=True)
+    assert tiny.snapshot(run.path) == before
 
 
 def test_restart_of_an_extended_run_leaves_nothing_of_it(recipe):

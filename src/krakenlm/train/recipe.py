@@ -127,8 +127,9 @@ class Training:
 
     @property
     def last_learning_rate(self) -> float:
-        """What the schedule ends at."""
-        return self.learning_rate * self.min_learning_rate_ratio
+        """What the schedule ends at: the foot of the cosine, or its top where there is none."""
+        only_warms_up = self.warmup_steps == self.scheduled_steps
+        return self.learning_rate * (1.0 if only_warms_up else self.min_learning_rate_ratio)
 
     @property
     def sequences_per_step(self) -> int:

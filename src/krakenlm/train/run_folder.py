@@ -102,34 +102,51 @@ class RunFolder:
         Raises:
             KrakenError: the folder belongs to another recipe, is in use, or holds something else.
         """
-        data = {_DATA: _identity(manifest)}
-        file = self.recipe_file
-        found = resolved_recipe(file)
+        found = resolved_recipe(self.recipe_file)
         if found is not None and self.is_running:
             raise KrakenError(self._busy)
         if found is None:
-            if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
-                raise KrakenError(
-                    f"{self.path} is not empty and holds no run: choose another output"
-                )
+            self._check_empty(extend)
         elif restart:
             self._discard()
             found = None
         else:
-            before = schedule_of(found)
-            recipe = _with_schedule_of(before, recipe)
-            wanted = _plain({**recipe.to_dict(), **data})
-            wanted["training"]["steps"] = min(before.steps, recipe.training.steps)
-            if different := _differences(_what_it_learns(found), _what_it_learns(wanted)):
-                raise KrakenError(
-                    f"{self.path} holds a run of another recipe ({different}): choose another "
-                    "output, or --restart to discard that run"
-                )
-            if recipe.training.steps > before.steps:
-                self._extend(before.steps, recipe, extend)
-        resolved = _plain({**recipe.to_dict(), **data})
+            recipe = self._go_on_with(found, recipe, manifest, extend)
+        resolved = _resolved(recipe, manifest)
         if resolved != found:
-            write_json(file, resolved)
+            write_json(self.recipe_file, resolved)
+        return recipe
+
+    def _check_empty(self, extend: bool) -> None:
+        """Refuse to begin a run in a folder that holds something else."""
+        if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
+            raise KrakenError(f"{self.path} is not empty and holds no run: choose another output")
+        if extend:
+            raise KrakenError(
+                f"{self.path} holds no run that --extend could go on with: name the folder of one "
+                "as output, or leave --extend out"
+            )
+
+    def _go_on_with(
+        self, found: dict[str, Any], recipe: Recipe, manifest: Manifest, extend: bool
+    ) -> Recipe:
+        """The recipe to follow for the run that is there, unless it is another recipe's."""
+        before = schedule_of(found)
+        recipe = _with_schedule_of(before, recipe)
+        settings = recipe.training
+        wanted = _resolved(recipe, manifest)
+        wanted["training"]["steps"] = min(before.steps, settings.steps)
+        old, new = _what_it_learns(found), _what_it_learns(wanted)
+        if settings.steps < before.steps and not settings.schedule_steps:
+            # Fewer steps are named, and not what follows from them.
+            new["training"]["schedule_steps"] = old["training"]["schedule_steps"]
+        if different := _differences(old, new):
+            raise KrakenError(
+                f"{self.path} holds a run of another recipe ({different}): choose another "
+                "output, or --restart to discard that run"
+            )
+        if recipe.training.steps > before.steps:
+            self._extend(before.steps, recipe, extend)
         return recipe
 
     def _extend(self, steps: int, recipe: Recipe, extend: bool) -> None:
@@ -153,7 +170,10 @@ class RunFolder:
                     f"{self.path} cannot be extended: it kept no checkpoint (save_every = 0): "
                     "choose another output"
                 )
-            self.model.replace(self.path / f"model-at-{steps}")
+            kept = self.path / f"model-at-{steps}"
+            if kept.is_dir():  # an interruption came before the recipe was written
+                shutil.rmtree(kept)
+            self.model.replace(kept)
 
     def mark_complete(self, step: int) -> None:
         """Say that the checkpoint of this step is whole."""
@@ -231,8 +251,9 @@ def _with_schedule_of(before: Schedule, recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, training=extended)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+def _resolved(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+    """What ``recipe.json`` says, as JSON gives it back."""
+    values = {**recipe.to_dict(), _DATA: _identity(manifest)}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

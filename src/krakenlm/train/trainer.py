@@ -26,7 +26,7 @@ from krakenlm.data.manifest import Manifest
 from krakenlm.data.same_tokenizer import check_own_tokenizer
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
-from krakenlm.errors import trying
+from krakenlm.errors import KrakenError, trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
 from krakenlm.parallel.devices import has_bfloat16
@@ -83,8 +83,8 @@ def train(
 ) -> RunFolder:
     """Train a model, or go on where an interrupted run stopped; a finished run is left alone.
 
-    With ``extend`` the recipe may have more steps than the run had. The steps it had keep their
-    learning rates, and those that are added have the one that the schedule ended at.
+    With ``extend`` the recipe may have more steps than the run in its folder had. The steps it had
+    keep their learning rates, and those that are added have the one that the schedule ended at.
 
     Under torchrun or ``accelerate launch`` all processes train together. On SIGTERM the step is
     finished, a checkpoint saved, and the process ends with code 143.
@@ -94,7 +94,7 @@ def train(
 
     Raises:
         KrakenError: data and model do not fit, the folder belongs to another recipe or is in use,
-            the disk is full, or the loss stopped being finite.
+            the disk is full, the loss stopped being finite, or there is no run to extend.
     """
     run = RunFolder(recipe.output)
     with joined(_use_cpu(recipe.training)) as ranks:
@@ -123,6 +123,8 @@ def _claim(
     other_tokenizer: bool,
 ) -> Recipe:
     """Check everything that can be checked, then take the folder; the recipe to follow."""
+    if restart and extend:
+        raise KrakenError("--extend goes on with a run and --restart discards it: give one of them")
     training, validation = (open_split(recipe.data, split) for split in ("train", "validation"))
     sequence_length(recipe, training, validation)
     check_own_tokenizer(recipe.data, training.manifest, insist=other_tokenizer)
