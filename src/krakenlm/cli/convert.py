@@ -1,11 +1,14 @@
 """``krakenlm convert``: another checkpoint, or another wiring, becomes a model folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from krakenlm.errors import KrakenError
+
+if TYPE_CHECKING:
+    from krakenlm.config import ModelConfig
 
 
 def convert(
@@ -49,33 +52,44 @@ def convert(
     Only tensors and plain values are read: code inside the file is never run.
     """
     from krakenlm.config import count_parameters
-    from krakenlm.console import notes, results
+    from krakenlm.console import results
 
     if source.is_dir():
         if tokenizer is not None:
             raise KrakenError("--tokenizer: a model folder brings its own: leave it out")
-        from krakenlm.integrations.rewiring import rewire
-
-        rewired = rewire(source, out, wiring=wiring, num_sublayers=sublayers)
-        config = rewired.config
-        if rewired.is_another_function:
-            notes.print(
-                f"the weights were trained as another function ({rewired.before}): train the model "
-                "further before you use it"
-            )
+        config = _rewire(source, out, wiring, sublayers)
     else:
         if wiring is not None or sublayers is not None:
             raise KrakenError(
                 f"--wiring and --sublayers need the folder of a model, and {source} is none: "
                 "convert the checkpoint first"
             )
-        from krakenlm.integrations.authors_release import convert as convert_checkpoint
-
-        config = convert_checkpoint(source, out, tokenizer)
-        if tokenizer is None:
-            notes.print("no tokenizer in it: --tokenizer gpt2 adds the one that the authors used")
+        config = _read_release(source, out, tokenizer)
     results.print(f"wrote {out}/config.json and {out}/model.safetensors", markup=False)
     results.print(
         f"{count_parameters(config):,} parameters: {config.wiring}, N={config.num_sublayers} "
         f"sub-layers of width d={config.hidden_size}, {config.num_hidden_layers} layers"
     )
+
+
+def _rewire(source: Path, out: Path, wiring: str | None, sublayers: int | None) -> "ModelConfig":
+    from krakenlm.console import notes
+    from krakenlm.integrations.rewiring import rewire
+
+    rewired = rewire(source, out, wiring=wiring, num_sublayers=sublayers)
+    if rewired.is_another_function:
+        notes.print(
+            f"the weights were trained as another function ({rewired.before}): train the model "
+            "further before you use it"
+        )
+    return rewired.config
+
+
+def _read_release(source: Path, out: Path, tokenizer: str | None) -> "ModelConfig":
+    from krakenlm.console import notes
+    from krakenlm.integrations.authors_release import convert as convert_checkpoint
+
+    config = convert_checkpoint(source, out, tokenizer)
+    if tokenizer is None:
+        notes.print("no tokenizer in it: --tokenizer gpt2 adds the one that the authors used")
+    return config

@@ -202,7 +202,6 @@ def lagged(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
 
     No branch reads anything but the stream, so the function is the same for any number of them.
     """
-    added: Pending | None = None
     last_KBTD: Tensor | None = None
     for block in blocks:
         added = None if last_KBTD is None else reducer.begin(block.keep(last_KBTD))
@@ -223,7 +222,6 @@ def lagged_layer(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join
 
     So a whole layer's work hides the sum of the layer before.
     """
-    added: Pending | None = None
     last_KBTD: Tensor | None = None
     for block in blocks:
         added = None if last_KBTD is None else reducer.begin(block.keep(last_KBTD))
