@@ -125,13 +125,33 @@ class Protocol:
         self._data = work / "data"
 
     def prepare(self, texts: Sequence[Path], vocabulary: str) -> None:
-        """Turn text into tokens, unless they are there."""
+        """Turn text into tokens, unless they are there.
+
+        Raises:
+            KrakenError: what is there was made from other text or with another tokenizer.
+        """
         if (self._data / "manifest.json").is_file():
+            self._check_tokens(texts, vocabulary)
             return
         text = [word for text in texts for word in ("--text", str(text))]
         command = ["prepare", *text, "--tokenizer", vocabulary, str(self._data)]
         if code := recording.run([*recording.KRAKENLM, *command]).code:
             raise KrakenError(f"krakenlm prepare ended with {code}: see above")
+
+    def _check_tokens(self, texts: Sequence[Path], vocabulary: str) -> None:
+        """Refuse tokens that an earlier call made of something else; no text asks for none."""
+        manifest = Manifest.load(self._data)
+        there = [Path(source.path).name for source in manifest.sources]
+        if texts and [text.name for text in texts] != there:
+            raise KrakenError(
+                f"{self._data} was prepared from {', '.join(there)}: give that --text, or another "
+                "folder with --work"
+            )
+        if vocabulary != manifest.tokenizer.source:
+            raise KrakenError(
+                f"{self._data} was prepared with --tokenizer {manifest.tokenizer.source}: give "
+                "that, or another folder with --work"
+            )
 
     def train(self, jobs: Iterable[Job], title: str) -> list[Measured]:
         """Train those of the jobs that have no result yet; give the results of all."""

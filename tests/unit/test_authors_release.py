@@ -1,7 +1,9 @@
 """Checkpoints of the authors' release, converted, compute what their formulas say."""
 
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ from transformers import AutoModelForCausalLM
 
 from krakenlm.cli.convert import convert as convert_command
 from krakenlm.config import count_parameters
+from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.authors_release import convert
 
 Checkpoint = dict[str, Any]
 
 
-def make_checkpoint(*, n: int = 2, bias: bool = False, prefix: str = "") -> Checkpoint:
+def make_checkpoint(
+    *, n: int = 2, bias: bool = False, prefix: str = "", vocabulary: int = 13
+) -> Checkpoint:
     """What the authors' training script saves: 2 heads a sub-layer, width 8, 3 layers."""
     torch.manual_seed(0)
-    d, f, layers, vocabulary, context = 8, 24, 3, 13, 16
+    d, f, layers, context = 8, 24, 3, 16
     shapes = {
         "transformer.wte.weight": (vocabulary, d),
         "transformer.wpe.weight": (context, d),
@@ -175,7 +180,43 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys) -> None:
         convert_command(path, out)
 
 
+@pytest.mark.parametrize(("vocabulary", "odd"), [(300, False), (427, False), (428, True)])
+def test_the_tokenizer_comes_along_with_a_note_where_it_is_far_too_small(
+    vocabulary, odd, tmp_path, tokenizer, capfd
+) -> None:
+    convert(save(make_checkpoint(vocabulary=vocabulary), tmp_path), tmp_path / "out", tokenizer)
+    assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(tokenizer).get_vocab()
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("note:")] == (
+        [
+            f"note: tokenizer {tokenizer} has ids up to 299 and the checkpoint a vocabulary of "
+            "428, which is more than padding explains: check that the model was trained with this "
+            "tokenizer"
+        ]
+        if odd
+        else []
+    )
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(("largest", "vocabulary"), [(299, 299), (304, 304)])
+def test_a_tokenizer_with_ids_outside_the_vocabulary_is_refused(
+    largest, vocabulary, tmp_path, tokenizer
+) -> None:
+    """However many entries it has: ids may be left out."""
+    words = Path(shutil.copytree(tokenizer, tmp_path / "words"))
+    state = json.loads((words / "tokenizer.json").read_text())
+    last = max(state["model"]["vocab"], key=state["model"]["vocab"].__getitem__)
+    state["model"]["vocab"][last] = largest
+    (words / "tokenizer.json").write_text(json.dumps(state))
+    path = save(make_checkpoint(vocabulary=vocabulary), tmp_path)
+    with pytest.raises(
+        KrakenError, match=rf"ids up to {largest} and the checkpoint a vocabulary of {vocabulary}:"
+    ):
+        convert(path, tmp_path / "out", str(words))
+    assert not (tmp_path / "out").exists()
 
 
 class Evil:

@@ -110,6 +110,16 @@ def test_what_is_measured_is_not_trained_again_but_another_setting_is(protocol, 
     assert len(training.asked) == 2 * count
 
 
+def test_tokens_of_other_text_or_another_tokenizer_are_not_taken(protocol):
+    text = Path("elsewhere") / "text.txt"
+    protocol.prepare([text], f"train:{tiny.VOCABULARY}")
+    protocol.prepare([], f"train:{tiny.VOCABULARY}")
+    with pytest.raises(KrakenError, match=r"was prepared from text\.txt: give that --text"):
+        protocol.prepare([text, Path("more.txt")], f"train:{tiny.VOCABULARY}")
+    with pytest.raises(KrakenError, match=r"with --tokenizer train:300: give that"):
+        protocol.prepare([text], "train:2048")
+
+
 def test_a_result_is_kept_when_an_option_is_added_that_it_does_not_use(
     protocol, training, tmp_path
 ):

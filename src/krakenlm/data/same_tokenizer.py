@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from krakenlm.console import notes
+from krakenlm.console import print_note
 from krakenlm.data.manifest import Manifest, sha256_of
 from krakenlm.data.tokenizer import load_tokenizer, tokenizer_file
 from krakenlm.errors import KrakenError
@@ -199,4 +199,4 @@ def _name(manifest: Manifest) -> str:
 
 
 def _note(text: str) -> None:
-    notes.print(f"note: {text}", markup=False, soft_wrap=True)
+    print_note(f"note: {text}")

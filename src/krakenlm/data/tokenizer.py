@@ -130,6 +130,11 @@ def sample_of_files(
     return lambda limit: _beginnings(by_size, limit, column, on_bad)
 
 
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """What every id is below: the number of entries, or more where ids are left out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def plain_encoder(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
     """A copy of the tokenizer's engine, see ``encoder_of``."""
     return encoder_of(tokenizer.backend_tokenizer.to_str())

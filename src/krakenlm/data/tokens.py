@@ -25,7 +25,7 @@ from krakenlm.data.progress import PROGRESS, Command, Progress
 from krakenlm.data.same_tokenizer import ids_sha256
 from krakenlm.data.shards import WHAT_TO_DO, Tokens, is_damaged, map_split
 from krakenlm.data.text import check_files
-from krakenlm.data.tokenizer import check_lossless, tokenizer_for
+from krakenlm.data.tokenizer import check_lossless, tokenizer_for, vocabulary_size
 from krakenlm.errors import KrakenError
 from krakenlm.files import LOCK, resumable_directory, unfinished
 
@@ -296,7 +296,7 @@ def _new_vocabulary(folder: Path, corpus: Corpus, tokenizer: str) -> Vocabulary:
     return Vocabulary(
         engine=saved.read_text(encoding="utf-8"),
         sha256=sha256_of(saved),
-        size=max(chosen.get_vocab().values()) + 1,
+        size=vocabulary_size(chosen),
         eos_id=chosen.eos_token_id,
     )
 

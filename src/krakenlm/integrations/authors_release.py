@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from krakenlm.config import ModelConfig
-from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.console import print_note
+from krakenlm.data.tokenizer import load_tokenizer, vocabulary_size
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.files import whole_directory, write_json
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 _COMPILED_PREFIX = "_orig_mod."
+# The authors pad GPT-2's 50257 entries to 50304.
+_PADDING = 128
 _COUNTS = (
     "n_layer",
     "n_head",
@@ -88,10 +91,17 @@ def convert(checkpoint: Path, out: Path, tokenizer: str | None = None) -> ModelC
 
 def _fitting_tokenizer(source: str, config: ModelConfig) -> "PreTrainedTokenizerFast":
     tokenizer = load_tokenizer(source)
-    if len(tokenizer) > config.vocab_size:
+    size = vocabulary_size(tokenizer)
+    if size > config.vocab_size:
         raise KrakenError(
-            f"tokenizer {source} has {len(tokenizer)} entries and the checkpoint's vocabulary "
+            f"tokenizer {source} has ids up to {size - 1} and the checkpoint a vocabulary of "
             f"{config.vocab_size}: give the tokenizer that the model was trained with"
+        )
+    if config.vocab_size - size >= _PADDING:
+        print_note(
+            f"note: tokenizer {source} has ids up to {size - 1} and the checkpoint a vocabulary of "
+            f"{config.vocab_size}, which is more than padding explains: check that the model was "
+            "trained with this tokenizer"
         )
     return tokenizer
 

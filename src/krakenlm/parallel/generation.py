@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from krakenlm.config import ModelConfig
-from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.data.tokenizer import load_tokenizer, vocabulary_size
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.parallel.answer import Answer, stop_texts
@@ -172,9 +172,9 @@ def _encode(tokenizer: "PreTrainedTokenizerFast", prompt: str, config: ModelConf
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     if not ids and tokenizer.bos_token_id is not None:
         ids = [int(tokenizer.bos_token_id)]  # an empty prompt asks for a text from its beginning
-    if len(tokenizer) > config.vocab_size:
+    if (size := vocabulary_size(tokenizer)) > config.vocab_size:
         raise KrakenError(
-            f"the tokenizer has {len(tokenizer)} entries and the model's vocabulary "
+            f"the tokenizer has ids up to {size - 1} and the model a vocabulary of "
             f"{config.vocab_size}: use the tokenizer that the model was trained with"
         )
     return ids
