@@ -19,16 +19,16 @@ import torch
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig, model_config
+from krakenlm.engine.engine import Engine, EngineOptions
 from krakenlm.environment import Environment
 from krakenlm.files import write_json
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import pack
 from krakenlm.model.shard import split
-from krakenlm.parallel.connect import without_communication
-from krakenlm.parallel.cores import keep_freed_memory
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.launch import Rank
+from krakenlm.ranks.cores import keep_freed_memory
+from krakenlm.ranks.launch import Rank
 from krakenlm.spread import Quantiles
+from krakenlm.transport.connect import without_communication
 
 TOKENS = 512
 ROUNDS = 25

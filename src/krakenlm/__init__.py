@@ -12,12 +12,12 @@ from krakenlm._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from krakenlm.config import ModelConfig, derive, model_config
+    from krakenlm.engine.engine import EngineOptions
+    from krakenlm.engine.sampling import Sampling
+    from krakenlm.engine.texts import generate
     from krakenlm.errors import KrakenError
     from krakenlm.integrations.hf import KrakenForCausalLM
     from krakenlm.integrations.hf_config import KrakenConfig
-    from krakenlm.parallel.engine import EngineOptions
-    from krakenlm.parallel.sampling import Sampling
-    from krakenlm.parallel.texts import generate
 
 _HOME = {
     "ModelConfig": "krakenlm.config",
@@ -26,9 +26,9 @@ _HOME = {
     "KrakenError": "krakenlm.errors",
     "KrakenConfig": "krakenlm.integrations.hf_config",
     "KrakenForCausalLM": "krakenlm.integrations.hf",
-    "EngineOptions": "krakenlm.parallel.engine",
-    "Sampling": "krakenlm.parallel.sampling",
-    "generate": "krakenlm.parallel.texts",
+    "EngineOptions": "krakenlm.engine.engine",
+    "Sampling": "krakenlm.engine.sampling",
+    "generate": "krakenlm.engine.texts",
 }
 __all__ = [
     "EngineOptions",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import naive
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.sampling import Sampling
+from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.ranks.launch import Rank, launch
+from krakenlm.engine.sampling import Sampling
 
 pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("one_thread")]
 

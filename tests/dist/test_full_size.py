@@ -5,8 +5,8 @@ import torch
 
 import naive
 from krakenlm.config import count_parameters, model_config
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.launch import Rank, launch
+from krakenlm.engine.engine import Engine
+from krakenlm.ranks.launch import Rank, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 

@@ -13,8 +13,8 @@ import torch
 from torch import distributed as dist
 
 from krakenlm.errors import KrakenError, RankFailedError, trying
-from krakenlm.parallel.cores import threads_per_rank
-from krakenlm.parallel.launch import Rank, launch
+from krakenlm.ranks.cores import threads_per_rank
+from krakenlm.ranks.launch import Rank, launch
 
 pytestmark = pytest.mark.dist
 
@@ -117,7 +117,7 @@ def test_ranks_end_when_their_parent_is_killed(tmp_path):
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_launch import hang\n"
-        "from krakenlm.parallel.launch import launch\n"
+        "from krakenlm.ranks.launch import launch\n"
         "if __name__ == '__main__':\n"
         "    launch(hang, [], devices=2, on_message=lambda m: print(m, flush=True),\n"
         "           device_type='cpu')\n"

@@ -14,8 +14,8 @@ from krakenlm.config import count_parameters, model_config
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import can_pack
 from krakenlm.model.shard import split
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.launch import Rank, launch
+from krakenlm.engine.engine import Engine
+from krakenlm.ranks.launch import Rank, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 

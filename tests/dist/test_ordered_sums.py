@@ -11,9 +11,9 @@ from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.reduce import LocalReducer
-from krakenlm.parallel.collective import Group
-from krakenlm.parallel.connect import Transport
-from krakenlm.parallel.launch import Rank, launch
+from krakenlm.transport.collective import Group
+from krakenlm.transport.connect import Transport
+from krakenlm.ranks.launch import Rank, launch
 from krakenlm.serving.overlap import (
     BlockingCarrier,
     OrderedReducer,

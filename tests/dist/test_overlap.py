@@ -7,9 +7,9 @@ import torch
 
 from krakenlm.config import ModelConfig
 from krakenlm.model.wiring import WrappedBlock
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.trace import Event, Recorder, RecordingReducer
+from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.ranks.launch import Rank, launch
+from krakenlm.engine.trace import Event, Recorder, RecordingReducer
 
 pytestmark = pytest.mark.dist
 

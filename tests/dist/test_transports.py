@@ -14,11 +14,11 @@ from krakenlm.config import WIRINGS, ModelConfig, WiringName
 from krakenlm.model.reduce import Ready
 from krakenlm.model.shard import split
 from krakenlm.model.wiring import WrappedBlock
-from krakenlm.parallel import shared_memory, sockets
-from krakenlm.parallel.connect import Connections, connect
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.links import Link
+from krakenlm.transport import shared_memory, sockets
+from krakenlm.transport.connect import Connections, connect
+from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.ranks.launch import Rank, launch
+from krakenlm.transport.links import Link
 
 pytestmark = pytest.mark.dist
 

@@ -6,12 +6,12 @@ import torch
 from krakenlm.bench.latency import Setup, measure
 from krakenlm.bench.models import contenders
 from krakenlm.config import WIRINGS
+from krakenlm.engine.engine import Engine
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
-from krakenlm.parallel.collective import WithoutCommunication
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.links import EmulatedLink, Link
+from krakenlm.ranks.launch import Rank, launch
+from krakenlm.transport.collective import WithoutCommunication
+from krakenlm.transport.links import EmulatedLink, Link
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from krakenlm.config import ModelConfig
+from krakenlm.engine.capture import capture
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import split
-from krakenlm.parallel.capture import capture
-from krakenlm.parallel.collective import Collective
-from krakenlm.parallel.connect import connect
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.symmetric_memory import MAX_BYTES
+from krakenlm.ranks.launch import Rank, launch
+from krakenlm.transport.collective import Collective
+from krakenlm.transport.connect import connect
+from krakenlm.transport.symmetric_memory import MAX_BYTES
 
 pytestmark = [
     pytest.mark.gpu,

@@ -104,7 +104,7 @@ def test_sums_are_timed_as_far_as_shared_memory_goes(tmp_path, transports):
 
 
 def test_an_interface_that_is_down_is_found(tmp_path):
-    ask = "from krakenlm.parallel.network import check_interface; check_interface('lo')"
+    ask = "from krakenlm.ranks.network import check_interface; check_interface('lo')"
     outcome = program_within("-rn", "true", tmp_path, "-c", ask)
     assert outcome.code == 1
     assert "KrakenError: no network interface is up" in outcome.err

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from krakenlm.engine import answer as answer_module
+from krakenlm.engine.answer import Answer, TokenText, _BeforeStop, stop_texts
 from krakenlm.errors import KrakenError
-from krakenlm.parallel import answer as answer_module
-from krakenlm.parallel.answer import Answer, TokenText, _BeforeStop, stop_texts
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 SPECIAL = ["<s>", "</s>"]

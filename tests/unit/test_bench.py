@@ -27,13 +27,13 @@ from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, hidden_share, hideable_share, summarise
 from krakenlm.bench.tables import breakdown_table, latency_table
 from krakenlm.config import WiringName, count_parameters, derive, model_config
+from krakenlm.engine import trace
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.trace import Event
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.model.wiring import Part
-from krakenlm.parallel import trace
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.launch import Rank
-from krakenlm.parallel.trace import Event
+from krakenlm.ranks.launch import Rank
 from krakenlm.spread import Quantiles
 
 WIRINGS = ("standard", "parallel", "ladder", "kraken")

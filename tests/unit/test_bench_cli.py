@@ -20,7 +20,7 @@ from krakenlm.bench.results import PART_NAMES, LatencyReport
 from krakenlm.cli import main
 from krakenlm.config import sizes
 from krakenlm.errors import KrakenError
-from krakenlm.parallel.links import Link
+from krakenlm.transport.links import Link
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
 LAYERS = 2

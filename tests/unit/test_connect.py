@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from krakenlm.engine.engine import EngineOptions
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Ready
 from krakenlm.model.shard import split
-from krakenlm.parallel import symmetric_memory
-from krakenlm.parallel.connect import TRANSPORTS, _BySize, connect
-from krakenlm.parallel.engine import EngineOptions
-from krakenlm.parallel.launch import Rank
+from krakenlm.ranks.launch import Rank
+from krakenlm.transport import symmetric_memory
+from krakenlm.transport.connect import TRANSPORTS, _BySize, connect
 from tiny import model_config
 
 

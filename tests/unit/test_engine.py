@@ -5,14 +5,14 @@ import torch
 
 import naive
 from krakenlm.config import WIRINGS, ModelConfig
+from krakenlm.engine import session as session_module
+from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.requests import check_request
+from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
-from krakenlm.parallel import session as session_module
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.launch import Rank
-from krakenlm.parallel.requests import check_request
-from krakenlm.parallel.sampling import Sampling
+from krakenlm.ranks.launch import Rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ import pytest
 
 import tiny
 from krakenlm.cli.main import _report
+from krakenlm.engine import engine
 from krakenlm.errors import KrakenError, RankFailedError, described, trying
-from krakenlm.parallel import engine
-from krakenlm.parallel.failures import Failure, failure_of, once, vanished
+from krakenlm.ranks.failures import Failure, failure_of, once, vanished
 
 
 def failed(error: BaseException, *tries: tuple[str, str]) -> BaseException:

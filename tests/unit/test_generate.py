@@ -11,11 +11,11 @@ import torch
 import krakenlm
 import tiny
 from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.generation import prepare
+from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.generation import prepare
-from krakenlm.parallel.launch import Rank
-from krakenlm.parallel.sampling import Sampling
+from krakenlm.ranks.launch import Rank
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
 

@@ -26,7 +26,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"files", "console", "strict", "spread", "environment", "overrides", "utf8"}),
     frozenset({"config"}),
     frozenset({"data", "model"}),
-    frozenset({"parallel", "integrations"}),
+    frozenset({"ranks"}),
+    frozenset({"transport"}),
+    frozenset({"engine", "integrations"}),
     frozenset({"train", "eval", "plan", "bench"}),
     frozenset({"demo", "serving"}),
     frozenset({"cli"}),
@@ -237,14 +239,16 @@ def test_no_import_goes_up_or_sideways():
         ("config/sizes.py", "from .. import model"),
         ("config/sizes.py", "from ..model.decoder import Decoder"),
         ("config/deep/inside.py", "from ...model import decoder"),
-        ("model/decoder.py", "def f():\n    from krakenlm.parallel import engine"),
-        ("model/decoder.py", "if TYPE_CHECKING:\n    from krakenlm.parallel.engine import Engine"),
-        ("model/decoder.py", "import importlib\nimportlib.import_module('krakenlm.parallel')"),
+        ("model/decoder.py", "def f():\n    from krakenlm.engine import engine"),
+        ("model/decoder.py", "if TYPE_CHECKING:\n    from krakenlm.engine.engine import Engine"),
+        ("model/decoder.py", "import importlib\nimportlib.import_module('krakenlm.engine')"),
         ("model/decoder.py", "from krakenlm.data.text import pieces"),
         ("data/text.py", "from krakenlm.model.decoder import Decoder"),
         ("train/loop.py", "from krakenlm.eval.model import load_causal_lm"),
         ("integrations/hf.py", "from krakenlm.train.loop import train"),
-        ("parallel/engine.py", "from krakenlm.integrations.hf import KrakenForCausalLM"),
+        ("ranks/launch.py", "from krakenlm.transport.connect import connect"),
+        ("transport/connect.py", "from krakenlm.engine.engine import Engine"),
+        ("engine/engine.py", "from krakenlm.integrations.hf import KrakenForCausalLM"),
         ("demo/run.py", "from krakenlm.cli.main import app"),
         ("errors.py", "from krakenlm.files import write_json"),
         ("files.py", "from krakenlm.console import notes"),
@@ -261,7 +265,7 @@ def test_an_import_that_goes_up_or_sideways_is_found(tmp_path, name, text):
     ("name", "text"),
     [
         ("model/decoder.py", "from krakenlm.model.wiring import kraken\nfrom .layers import Norm"),
-        ("parallel/engine.py", "from krakenlm.config import ModelConfig\nfrom .. import errors"),
+        ("engine/engine.py", "from krakenlm.config import ModelConfig\nfrom .. import errors"),
         ("files.py", "from krakenlm.errors import KrakenError"),
         ("eval/model.py", "import krakenlm\nimport torch"),
         ("cli/main.py", "def f():\n    from krakenlm.train.loop import train"),
@@ -335,8 +339,8 @@ def test_only_the_wirings_themselves_ask_which_architecture_runs():
     ],
 )
 def test_a_question_which_architecture_runs_is_found(tmp_path, text):
-    root = tree(tmp_path, {"parallel/engine.py": text, "config/wirings.py": text})
-    assert [line.partition(":")[0] for line in wiring_comparisons(root)] == ["parallel/engine.py"]
+    root = tree(tmp_path, {"engine/engine.py": text, "config/wirings.py": text})
+    assert [line.partition(":")[0] for line in wiring_comparisons(root)] == ["engine/engine.py"]
 
 
 @pytest.mark.parametrize(

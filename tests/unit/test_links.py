@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from krakenlm.errors import KrakenError
-from krakenlm.parallel import links
-from krakenlm.parallel.links import EmulatedLink, Link
+from krakenlm.transport import links
+from krakenlm.transport.links import EmulatedLink, Link
 
 TICK = 1e-7
 """Seconds that looking at the clock takes here."""

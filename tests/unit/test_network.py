@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from krakenlm.errors import KrakenError
-from krakenlm.parallel import network
-from krakenlm.parallel.network import address_of, check_interface, own_address
+from krakenlm.ranks import network
+from krakenlm.ranks.network import address_of, check_interface, own_address
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from krakenlm.bench.ranks import dtype_on
-from krakenlm.parallel import devices
-from krakenlm.parallel.devices import has_bfloat16
+from krakenlm.ranks import devices
+from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.train import trainer
 from krakenlm.train.recipe import Training
 

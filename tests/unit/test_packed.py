@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from krakenlm.config import WIRINGS, ModelConfig
+from krakenlm.engine.engine import Engine, EngineOptions
 from krakenlm.model import packed
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
@@ -13,8 +14,7 @@ from krakenlm.model.feed_forward import gelu
 from krakenlm.model.layers import BranchLinear
 from krakenlm.model.packed import PackedLinear, PackedMatrix, can_pack, pack
 from krakenlm.model.reduce import LocalReducer
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.launch import Rank
+from krakenlm.ranks.launch import Rank
 
 needs_packing = pytest.mark.skipif(
     not can_pack(torch.empty(1, dtype=torch.bfloat16)),

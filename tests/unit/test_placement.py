@@ -10,8 +10,8 @@ from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.model.decoder import Layer
 from krakenlm.model.shard import split
-from krakenlm.parallel import placement
-from krakenlm.parallel.placement import balance, measure_unit, parse_placement
+from krakenlm.ranks import placement
+from krakenlm.ranks.placement import balance, measure_unit, parse_placement
 
 
 def placements(units: int, groups: int) -> list[tuple[int, ...]]:

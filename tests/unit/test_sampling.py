@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from krakenlm.engine.sampling import Sampler, Sampling
 from krakenlm.errors import KrakenError
-from krakenlm.parallel.sampling import Sampler, Sampling
 
 LOGITS = torch.tensor([[0.1, 2.0, -1.0, 1.5, 0.3], [3.0, 0.0, 2.9, -2.0, 1.0]])
 GONE = float("-inf")

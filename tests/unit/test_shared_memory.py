@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from krakenlm.parallel import collective, connect, shared_memory, sockets
-from krakenlm.parallel.collective import Group
-from krakenlm.parallel.shared_memory import NoSharedMemoryError
+from krakenlm.transport import collective, connect, shared_memory, sockets
+from krakenlm.transport.collective import Group
+from krakenlm.transport.shared_memory import NoSharedMemoryError
 
 FOLDER = Path("/dev/shm")
 CPU = torch.device("cpu")

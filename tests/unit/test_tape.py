@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from krakenlm.config import WIRINGS, ModelConfig
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.tape import Tape
 from krakenlm.model.reduce import LocalReducer
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.launch import Rank
-from krakenlm.parallel.tape import Tape
+from krakenlm.ranks.launch import Rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,7 +138,7 @@ def test_recording_leaves_the_compiler_alone():
     """Its import would take a second between the first token and the second."""
     program = """
 import sys, torch
-from krakenlm.parallel.tape import Tape
+from krakenlm.engine.tape import Tape
 x = torch.ones(3)
 Tape().record(lambda recordable: x + 1)
 sys.exit("torch._dynamo" in sys.modules)

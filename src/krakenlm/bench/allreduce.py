@@ -21,14 +21,14 @@ from krakenlm.config import ModelConfig
 from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError, trying
 from krakenlm.model.shard import Shard
-from krakenlm.parallel.collective import Collective, Group, ProcessGroupReducer
-from krakenlm.parallel.connect import TRANSPORTS, Transport, connect
-from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, name_of
-from krakenlm.parallel.failures import REPORT
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.links import Link
+from krakenlm.ranks.devices import DeviceType, check_device, check_dtype, name_of
+from krakenlm.ranks.failures import REPORT
+from krakenlm.ranks.launch import Rank, launch
 from krakenlm.spread import Quantiles
 from krakenlm.strict import read_report
+from krakenlm.transport.collective import Collective, Group, ProcessGroupReducer
+from krakenlm.transport.connect import TRANSPORTS, Transport, connect
+from krakenlm.transport.links import Link
 
 SCHEMA_VERSION = 2
 _WARM_UP = 3

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krakenlm.bench.results import LatencyReport
-from krakenlm.parallel.trace import Event, Lane
+from krakenlm.engine.trace import Event, Lane
 
 _LANES: tuple[Lane, ...] = ("compute", "communication")
 

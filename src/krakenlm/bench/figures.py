@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from krakenlm.bench.results import PART_NAMES, LatencyReport
+from krakenlm.engine.trace import Event
 from krakenlm.files import whole_file
-from krakenlm.parallel.trace import Event
 from krakenlm.spread import Quantiles
 
 WIRING_COLOURS = {

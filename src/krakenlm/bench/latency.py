@@ -16,18 +16,18 @@ from krakenlm.bench.ranks import dtype_on, gathered, gpu_name, peak_rss_bytes
 from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
+from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.requests import room_for_answer
+from krakenlm.engine.trace import Event
 from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError, trying
 from krakenlm.model.shard import split
-from krakenlm.parallel.connect import Transport
-from krakenlm.parallel.devices import DeviceType, check_device, check_dtype, check_threads, name_of
-from krakenlm.parallel.engine import Engine, EngineOptions
-from krakenlm.parallel.failures import REPORT
-from krakenlm.parallel.launch import Rank, launch
-from krakenlm.parallel.links import Link
-from krakenlm.parallel.placement import Placement, check_placement
-from krakenlm.parallel.requests import room_for_answer
-from krakenlm.parallel.trace import Event
+from krakenlm.ranks.devices import DeviceType, check_device, check_dtype, check_threads, name_of
+from krakenlm.ranks.failures import REPORT
+from krakenlm.ranks.launch import Rank, launch
+from krakenlm.ranks.placement import Placement, check_placement
+from krakenlm.transport.connect import Transport
+from krakenlm.transport.links import Link
 
 Timelines = dict[str, list[Event]]
 _SMALLER = "if memory is short, take a smaller --size or fewer --wirings at once; else " + REPORT

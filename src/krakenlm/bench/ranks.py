@@ -12,10 +12,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from krakenlm.model.reduce import Pending, Reducer
-from krakenlm.parallel.collective import Collective
-from krakenlm.parallel.connect import Connections
-from krakenlm.parallel.devices import DTYPES, has_bfloat16
-from krakenlm.parallel.launch import Rank
+from krakenlm.ranks.devices import DTYPES, has_bfloat16
+from krakenlm.ranks.launch import Rank
+from krakenlm.transport.collective import Collective
+from krakenlm.transport.connect import Connections
 
 _T = TypeVar("_T")
 

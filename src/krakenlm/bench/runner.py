@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from krakenlm.bench.ranks import barrier, gathered, middle_of, now, slowest, watched
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.sampling import Sampling
+from krakenlm.engine.trace import Event, Recorder, RecordingReducer
 from krakenlm.model.reduce import Pending, Reducer
-from krakenlm.parallel.collective import Collective
-from krakenlm.parallel.connect import Connections, without_communication
-from krakenlm.parallel.engine import Engine
-from krakenlm.parallel.sampling import Sampling
-from krakenlm.parallel.trace import Event, Recorder, RecordingReducer
+from krakenlm.transport.collective import Collective
+from krakenlm.transport.connect import Connections, without_communication
 
 _RECORDED_PASSES = 5
 

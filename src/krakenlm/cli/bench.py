@@ -115,8 +115,8 @@ def latency(
     """Time the first token and those after it, several architectures on the same ranks."""
     from krakenlm.bench.latency import Setup
     from krakenlm.bench.models import contenders
-    from krakenlm.parallel.links import Link
-    from krakenlm.parallel.placement import parse_placement
+    from krakenlm.ranks.placement import parse_placement
+    from krakenlm.transport.links import Link
 
     setup = Setup(
         devices=_number_of(devices),
@@ -171,7 +171,7 @@ def allreduce(
 ) -> None:
     """Time sums over the ranks; the columns are those of nccl-tests."""
     from krakenlm.bench.allreduce import Sweep, parse_bytes, parse_transports
-    from krakenlm.parallel.links import Link
+    from krakenlm.transport.links import Link
 
     sweep = Sweep(
         devices=_number_of(devices),
@@ -262,7 +262,7 @@ def _run_allreduce(sweep: "Sweep", output_json: Path | None) -> None:
 
 
 def _number_of(devices: int | None) -> int:
-    from krakenlm.parallel.launch import under_torchrun, world_size
+    from krakenlm.ranks.launch import under_torchrun, world_size
 
     if devices is not None:
         return devices
@@ -289,7 +289,7 @@ class _TriedError(Exception):
 def _check_outputs(*paths: Path | None) -> None:
     """Refuse what cannot be written before time is spent on measuring."""
     from krakenlm.files import whole_file
-    from krakenlm.parallel.launch import is_first_process
+    from krakenlm.ranks.launch import is_first_process
 
     for path in paths:
         if path is None or not is_first_process():
@@ -310,7 +310,7 @@ def _say_written(*paths: Path | None) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    from krakenlm.parallel.launch import is_first_process
+    from krakenlm.ranks.launch import is_first_process
 
     if not is_first_process():
         yield lambda: None

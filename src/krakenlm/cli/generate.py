@@ -106,12 +106,12 @@ def generate(
     show_stats: _ShowStats = False,
 ) -> None:
     """Continue prompts, on one device or on several that share the model."""
-    from krakenlm.parallel.engine import EngineOptions
-    from krakenlm.parallel.generation import Ranks
-    from krakenlm.parallel.links import Link
-    from krakenlm.parallel.placement import parse_placement
-    from krakenlm.parallel.printing import print_answers
-    from krakenlm.parallel.sampling import Sampling
+    from krakenlm.engine.engine import EngineOptions
+    from krakenlm.engine.generation import Ranks
+    from krakenlm.engine.printing import print_answers
+    from krakenlm.engine.sampling import Sampling
+    from krakenlm.ranks.placement import parse_placement
+    from krakenlm.transport.links import Link
 
     options = EngineOptions(
         placement=None if placement is None else parse_placement(placement),
@@ -138,7 +138,7 @@ def generate(
 def _prompts(prompt: str | None, file: str | None) -> "list[Prompt]":
     """What is to be continued; one of the two has to be given."""
     from krakenlm.data.prompts import STANDARD_INPUT, Prompt, read_prompts
-    from krakenlm.parallel.launch import under_torchrun
+    from krakenlm.ranks.launch import under_torchrun
 
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give one of the two", param_hint="--prompt / --prompt-file")

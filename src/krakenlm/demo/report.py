@@ -16,9 +16,9 @@ from krakenlm.config import WiringName
 from krakenlm.console import results
 from krakenlm.data.manifest import Manifest
 from krakenlm.demo.steps import Sample
+from krakenlm.engine.trace import Event
 from krakenlm.eval.perplexity import PerplexityResult
 from krakenlm.files import write_json, write_whole
-from krakenlm.parallel.trace import Event
 from krakenlm.train.run_folder import RunFolder
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")

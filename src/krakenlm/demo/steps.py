@@ -17,13 +17,13 @@ from krakenlm.data.text import check_files
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import open_split, prepare
 from krakenlm.demo.plan import DEVICES, Plan
+from krakenlm.engine.engine import EngineOptions
+from krakenlm.engine.generation import Ranks, Request, Step, generate_tokens
+from krakenlm.engine.sampling import Sampling
+from krakenlm.engine.trace import Event
 from krakenlm.errors import KrakenError
 from krakenlm.eval.perplexity import PerplexityResult, perplexity
 from krakenlm.files import write_json
-from krakenlm.parallel.engine import EngineOptions
-from krakenlm.parallel.generation import Ranks, Request, Step, generate_tokens
-from krakenlm.parallel.sampling import Sampling
-from krakenlm.parallel.trace import Event
 from krakenlm.train.run_folder import RunFolder
 from krakenlm.train.trainer import train
 

@@ -19,8 +19,8 @@ from torch import distributed as dist
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Pending
 from krakenlm.model.wiring import Block, Part, WrappedBlock
-from krakenlm.parallel.collective import Collective, Group, sum_branches
-from krakenlm.parallel.connect import Transport, connect_group
+from krakenlm.transport.collective import Collective, Group, sum_branches
+from krakenlm.transport.connect import Transport, connect_group
 
 _OPERATORS = {
     "begin_sum": "(Tensor(a!) branches, Tensor(b!) total, int slot) -> ()",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krakenlm.errors import KrakenError
-from krakenlm.parallel.collective import Group
+from krakenlm.transport.collective import Group
 
 TESTED = (0, 32)
 

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from krakenlm.errors import KrakenError, trying
-from krakenlm.parallel.launch import CONNECTING
+from krakenlm.ranks.launch import CONNECTING
 
 _T = TypeVar("_T")
 # Messages about the run itself travel between CPUs and never wait for a GPU's queue.

@@ -29,8 +29,8 @@ from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import KrakenError, trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
-from krakenlm.parallel.devices import has_bfloat16
-from krakenlm.parallel.failures import REPORT
+from krakenlm.ranks.devices import has_bfloat16
+from krakenlm.ranks.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
 from krakenlm.train.checks import (
     check_checkpoint,

@@ -12,6 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig
+from krakenlm.engine.capture import Recordable, not_recorded
+from krakenlm.engine.requests import check_request, refuse_not_finite
+from krakenlm.engine.sampling import Sampler, Sampling
+from krakenlm.engine.session import Session, whole_buckets
 from krakenlm.errors import KrakenError, trying
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.checkpoint import read_config, read_shard
@@ -19,24 +23,20 @@ from krakenlm.model.decoder import BlockWrapper, Decoder
 from krakenlm.model.packed import PackedMatrix, can_pack, pack
 from krakenlm.model.shard import Shard, split, units_of
 from krakenlm.model.wiring import Block
-from krakenlm.parallel.capture import Recordable, not_recorded
-from krakenlm.parallel.collective import Group, ProcessGroupReducer
-from krakenlm.parallel.connect import (
+from krakenlm.ranks.cores import keep_freed_memory
+from krakenlm.ranks.failures import REPORT
+from krakenlm.ranks.launch import Rank
+from krakenlm.ranks.placement import Placement, balance, measure_unit
+from krakenlm.transport.collective import Group, ProcessGroupReducer
+from krakenlm.transport.connect import (
     TRANSPORTS,
     Connections,
     Transport,
     connect,
     without_communication,
 )
-from krakenlm.parallel.cores import keep_freed_memory
-from krakenlm.parallel.failures import REPORT
-from krakenlm.parallel.launch import Rank
-from krakenlm.parallel.links import Link
-from krakenlm.parallel.placement import Placement, balance, measure_unit
-from krakenlm.parallel.requests import check_request, refuse_not_finite
-from krakenlm.parallel.sampling import Sampler, Sampling
-from krakenlm.parallel.session import Session, whole_buckets
-from krakenlm.parallel.tensor_parallel import PartialBlock
+from krakenlm.transport.links import Link
+from krakenlm.transport.tensor_parallel import PartialBlock
 
 Ended = Callable[[list[int]], Sequence[bool]]
 """Given one step's tokens, which sequences have ended for reasons of their text."""
@@ -60,7 +60,7 @@ class EngineOptions:
         placement: units of each group of ranks, ``auto`` to measure the ranks and balance them,
             or None for as even as possible (see ``krakenlm.model.shard.split``).
         tensor_parallel: ranks that share each Kraken sub-layer.
-        transport: what carries messages (see ``krakenlm.parallel.connect``).
+        transport: what carries messages (see ``krakenlm.transport.connect``).
         link: emulate this link; None uses what is there.
         emulated_ranks: run one part of so many alone, as if the ranks with the others were there
             and never late; the numbers are wrong, the times those of the emulated link.

@@ -5,7 +5,7 @@ the receive buffer of the other side until it is wanted; no thread of this proce
 gloo's threads, which do the same work in user space, cost a rank with one core about 2 ms of
 compute a message of 0.8 MB (docs/results). Every rank sends its whole message to every other one:
 one step, which for two ranks moves as many bytes as any AllReduce; among more,
-``krakenlm.parallel.connect`` gives large messages to gloo.
+``krakenlm.transport.connect`` gives large messages to gloo.
 
 Connections are made between the ranks of one run only: who connects must send a secret that the
 process group has handed round. Shape letters: see ``krakenlm.model``; R is the ranks of a group.
@@ -24,8 +24,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from krakenlm.parallel.collective import Group, ProcessGroupReducer, sum_branches
-from krakenlm.parallel.network import own_address
+from krakenlm.ranks.network import own_address
+from krakenlm.transport.collective import Group, ProcessGroupReducer, sum_branches
 
 _TIMEOUT_SECONDS = 600.0
 _SPIN_SECONDS = 0.002

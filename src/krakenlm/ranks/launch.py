@@ -26,10 +26,10 @@ from torch import distributed as dist
 
 from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
-from krakenlm.parallel.cores import share_cores
-from krakenlm.parallel.devices import DeviceType
-from krakenlm.parallel.failures import REPORT, Failure, Note, failure_of, once, vanished
-from krakenlm.parallel.network import check_interface
+from krakenlm.ranks.cores import share_cores
+from krakenlm.ranks.devices import DeviceType
+from krakenlm.ranks.failures import REPORT, Failure, Note, failure_of, once, vanished
+from krakenlm.ranks.network import check_interface
 
 Worker = Callable[..., None]
 OnMessage = Callable[[Any], None]

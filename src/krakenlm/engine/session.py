@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from krakenlm.engine.capture import Captured, Recordable, capture, not_recorded
 from krakenlm.model.attention import Keep
 from krakenlm.model.cache import KVCache
 from krakenlm.model.cached_attention import DecodeCore, PrefillCore
 from krakenlm.model.decoder import BlockWrapper
 from krakenlm.model.wiring import Pass, interleave, run
-from krakenlm.parallel.capture import Captured, Recordable, capture, not_recorded
 
 if TYPE_CHECKING:
-    from krakenlm.parallel.engine import Engine
+    from krakenlm.engine.engine import Engine
 
 BUCKET = 128
 """Decode looks at the cache in steps of so many positions, and captures one pass a step."""

@@ -20,22 +20,22 @@ from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
 from krakenlm.model.reduce import Pending
 from krakenlm.model.shard import Shard
-from krakenlm.parallel.collective import (
+from krakenlm.ranks.launch import CONNECTING, Rank
+from krakenlm.transport.collective import (
     Collective,
     Group,
     ProcessGroupReducer,
     WithoutCommunication,
     gather_texts,
 )
-from krakenlm.parallel.launch import CONNECTING, Rank
-from krakenlm.parallel.links import EmulatedLink, Link
-from krakenlm.parallel.shared_memory import (
+from krakenlm.transport.links import EmulatedLink, Link
+from krakenlm.transport.shared_memory import (
     NoSharedMemoryError,
     SharedMemoryReducer,
     is_supported,
 )
-from krakenlm.parallel.sockets import SocketReducer
-from krakenlm.parallel.symmetric_memory import MAX_BYTES, SymmetricMemoryReducer
+from krakenlm.transport.sockets import SocketReducer
+from krakenlm.transport.symmetric_memory import MAX_BYTES, SymmetricMemoryReducer
 
 Transport = Literal["auto", "shared-memory", "sockets", "process-group", "symmetric-memory"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)

@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Pending
-from krakenlm.parallel.collective import Group, ProcessGroupReducer, gather_texts, sum_branches
+from krakenlm.transport.collective import Group, ProcessGroupReducer, gather_texts, sum_branches
 
 MAX_BYTES = 1 << 18
 """Larger messages are NCCL's.

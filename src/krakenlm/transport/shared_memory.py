@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from krakenlm.errors import KrakenError
-from krakenlm.parallel.collective import Group, gather_texts, sum_branches
+from krakenlm.transport.collective import Group, gather_texts, sum_branches
 
 _FOLDER = "/dev/shm"  # noqa: S108  nothing in it has a name
 _SLOTS = 8

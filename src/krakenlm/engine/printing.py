@@ -9,9 +9,8 @@ from typing import Any, TextIO
 
 from krakenlm.console import notes, print_note, progress_bar
 from krakenlm.data.prompts import Prompt
-from krakenlm.files import whole_file
-from krakenlm.parallel.answer import Answer
-from krakenlm.parallel.generation import (
+from krakenlm.engine.answer import Answer
+from krakenlm.engine.generation import (
     USUAL_ANSWER,
     Ranks,
     Request,
@@ -19,7 +18,8 @@ from krakenlm.parallel.generation import (
     generate_tokens,
     prepare,
 )
-from krakenlm.parallel.launch import is_first_process
+from krakenlm.files import whole_file
+from krakenlm.ranks.launch import is_first_process
 
 STANDARD_OUTPUT = "-"
 
@@ -44,7 +44,7 @@ def print_answers(
         ranks: where.
         json_file: also write an object a line here; ``-`` is standard output, in place of text.
         show_stats: write times to standard error as well.
-        request_fields: see ``krakenlm.parallel.generation.prepare``.
+        request_fields: see ``krakenlm.engine.generation.prepare``.
     """
     names = [prompt.name for prompt in prompts]
     texts = [prompt.text for prompt in prompts]

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from krakenlm.engine.tape import Tape
 from krakenlm.model.reduce import Reducer
-from krakenlm.parallel.tape import Tape
 
 Recordable = Callable[[Reducer], Reducer]
 Pass = Callable[[Recordable], Tensor]

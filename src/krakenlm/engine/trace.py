@@ -13,7 +13,7 @@ from torch import Tensor
 
 from krakenlm.model.reduce import Pending, Reducer
 from krakenlm.model.wiring import Block, Part, WrappedBlock
-from krakenlm.parallel.collective import InFlight
+from krakenlm.transport.collective import InFlight
 
 # Names of events, beside those of what a block computes (``wiring.Part``).
 SUM, WAIT = "AllReduce", "wait"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Pending
-from krakenlm.parallel.collective import Collective
+from krakenlm.transport.collective import Collective
 
 _SLEEP_MARGIN_SECONDS = 0.0005
 _CALIBRATION_CYCLES = 20_000_000

@@ -5,10 +5,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from krakenlm.parallel.answer import Answer
-from krakenlm.parallel.engine import EngineOptions
-from krakenlm.parallel.generation import Ranks, Request, Step, generate_tokens, prepare
-from krakenlm.parallel.sampling import Sampling
+from krakenlm.engine.answer import Answer
+from krakenlm.engine.engine import EngineOptions
+from krakenlm.engine.generation import Ranks, Request, Step, generate_tokens, prepare
+from krakenlm.engine.sampling import Sampling
 
 
 def generate(

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from krakenlm.config import ModelConfig
 from krakenlm.data.tokenizer import load_tokenizer, vocabulary_size
+from krakenlm.engine.answer import Answer, stop_texts
+from krakenlm.engine.engine import Ended, Engine, EngineOptions
+from krakenlm.engine.requests import check_request, room_for_answer
+from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
-from krakenlm.parallel.answer import Answer, stop_texts
-from krakenlm.parallel.devices import DTYPES, check_device, check_dtype, check_threads
-from krakenlm.parallel.engine import Ended, Engine, EngineOptions
-from krakenlm.parallel.launch import Rank, launch, world_size
-from krakenlm.parallel.placement import check_placement
-from krakenlm.parallel.requests import check_request, room_for_answer
-from krakenlm.parallel.sampling import Sampling
+from krakenlm.ranks.devices import DTYPES, check_device, check_dtype, check_threads
+from krakenlm.ranks.launch import Rank, launch, world_size
+from krakenlm.ranks.placement import check_placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

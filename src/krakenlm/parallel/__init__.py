@@ -1,1 +1,0 @@
-"""One model on several devices: processes, the collective Reducer, the inference engine."""

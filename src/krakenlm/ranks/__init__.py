@@ -1,0 +1,1 @@
+"""The processes of a model on several devices: their start, cores, failures and shares."""

@@ -1,0 +1,1 @@
+"""What carries sums from rank to rank: the Reducers behind ``krakenlm.model.reduce``."""
