@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig, model_config
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.environment import Environment
 from krakenlm.files import write_json
 from krakenlm.model.decoder import Decoder

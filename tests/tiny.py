@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from krakenlm.cli import main
+from krakenlm.cli.main import main
 from krakenlm.config import ModelConfig
 
 VOCABULARY = 300

@@ -12,7 +12,7 @@ from krakenlm._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from krakenlm.config import ModelConfig, derive, model_config
-    from krakenlm.engine.engine import EngineOptions
+    from krakenlm.engine.options import EngineOptions
     from krakenlm.engine.sampling import Sampling
     from krakenlm.engine.texts import generate
     from krakenlm.errors import KrakenError
@@ -26,7 +26,7 @@ _HOME = {
     "KrakenError": "krakenlm.errors",
     "KrakenConfig": "krakenlm.integrations.hf_config",
     "KrakenForCausalLM": "krakenlm.integrations.hf",
-    "EngineOptions": "krakenlm.engine.engine",
+    "EngineOptions": "krakenlm.engine.options",
     "Sampling": "krakenlm.engine.sampling",
     "generate": "krakenlm.engine.texts",
 }

@@ -1,5 +1,5 @@
 """``python -m krakenlm`` is the ``krakenlm`` command."""
 
-from krakenlm.cli import main
+from krakenlm.cli.main import main
 
 main()

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import Trainer
 
-from krakenlm.cli import main
+from krakenlm.cli.main import main
 from krakenlm.train import trainer
 
 _create = Trainer.create_accelerator_and_postprocess

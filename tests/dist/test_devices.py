@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import naive
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.ranks.launch import Rank, launch
 from krakenlm.engine.sampling import Sampling
 

@@ -7,7 +7,8 @@ import torch
 
 from krakenlm.config import ModelConfig
 from krakenlm.model.wiring import WrappedBlock
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.ranks.launch import Rank, launch
 from krakenlm.engine.trace import Event, Recorder, RecordingReducer
 

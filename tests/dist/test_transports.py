@@ -16,7 +16,8 @@ from krakenlm.model.shard import split
 from krakenlm.model.wiring import WrappedBlock
 from krakenlm.transport import shared_memory, sockets
 from krakenlm.transport.connect import Connections, connect
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.ranks.launch import Rank, launch
 from krakenlm.transport.links import Link
 

@@ -17,7 +17,7 @@ from krakenlm.bench.allreduce import AllReduceReport, parse_bytes, parse_transpo
 from krakenlm.bench.latency import Setup, check
 from krakenlm.bench.models import Contender
 from krakenlm.bench.results import PART_NAMES, LatencyReport
-from krakenlm.cli import main
+from krakenlm.cli.main import main
 from krakenlm.config import sizes
 from krakenlm.errors import KrakenError
 from krakenlm.transport.links import Link

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from krakenlm.engine.engine import EngineOptions
+from krakenlm.engine.options import EngineOptions
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Ready
 from krakenlm.model.shard import split

@@ -6,7 +6,8 @@ import torch
 import naive
 from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.engine import session as session_module
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.requests import check_request
 from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError

@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from krakenlm.cli.main import _report
-from krakenlm.engine import engine
+from krakenlm.engine import engine, rank_model
 from krakenlm.errors import KrakenError, RankFailedError, described, trying
 from krakenlm.ranks.failures import Failure, failure_of, once, vanished
 
@@ -119,16 +119,19 @@ def test_what_several_ranks_note_is_told_once():
 
 @pytest.mark.usefixtures("one_thread", "own_signals")
 @pytest.mark.parametrize(
-    ("patched", "what"),
-    [("read_shard", "reading the weights"), ("refuse_not_finite", "running the prompts")],
+    ("module", "patched", "what"),
+    [
+        (rank_model, "read_shard", "reading the weights"),
+        (engine, "refuse_not_finite", "running the prompts"),
+    ],
 )
 def test_generate_on_one_device_says_what_it_was_trying(
-    capfd, monkeypatch, tiny_model, patched, what
+    capfd, monkeypatch, tiny_model, module, patched, what
 ):
     def strange(*_):
         raise MemoryError("out of it")
 
-    monkeypatch.setattr(engine, patched, strange)
+    monkeypatch.setattr(module, patched, strange)
     arguments = ("generate", tiny_model, "--prompt", "Line", "--max-new-tokens", 2)
     outcome = tiny.call(capfd, *arguments)
     (line,) = outcome.err.splitlines()

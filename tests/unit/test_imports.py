@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -114,6 +115,32 @@ def back_edges(root: Path) -> list[str]:
             elif HEIGHT[imported] >= HEIGHT[importer]:
                 found.append(f"{relative}:{line}: {importer} must not import {imported}")
     return found
+
+
+def circle(root: Path) -> list[str]:
+    """Modules that import each other round in a circle, the first one again at the end, or none."""
+    modules = {
+        ".".join((*package, path.stem)).removesuffix(".__init__"): (path, package)
+        for path, package in source_files(root)
+        if path.relative_to(root).parts[0].removesuffix(".py") not in LAZY
+    }
+    order = TopologicalSorter(
+        {
+            name: {
+                imported
+                for module, _ in imports(path, package)
+                for imported in (module, module.rpartition(".")[0])
+                if imported in modules
+            }
+            for name, (path, package) in modules.items()
+        }
+    )
+    try:
+        order.prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
 
 
 def foreign_imports(root: Path) -> list[str]:
@@ -275,6 +302,22 @@ def test_an_import_that_goes_up_or_sideways_is_found(tmp_path, name, text):
 )
 def test_an_import_that_goes_down_or_stays_is_left_alone(tmp_path, name, text):
     assert back_edges(tree(tmp_path, {name: text})) == []
+
+
+def test_no_modules_import_each_other():
+    assert circle(PACKAGE) == []
+
+
+def test_modules_that_import_each_other_are_found(tmp_path):
+    files = {
+        "engine/__init__.py": "",
+        "engine/session.py": "if TYPE_CHECKING:\n    from krakenlm.engine.engine import Engine",
+        "engine/engine.py": "from .session import Session\nfrom krakenlm.engine import sampling",
+        "engine/sampling.py": "import torch",
+    }
+    first, second, again = circle(tree(tmp_path, files))
+    assert {first, second} == {"krakenlm.engine.engine", "krakenlm.engine.session"}
+    assert again == first
 
 
 def test_config_imports_only_the_standard_library_and_krakenlm():

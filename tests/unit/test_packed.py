@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from krakenlm.config import WIRINGS, ModelConfig
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.model import packed
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder

@@ -16,7 +16,8 @@ from krakenlm.bench.ranks import dtype_on, gathered, gpu_name, peak_rss_bytes
 from krakenlm.bench.results import REAL_LINK, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Timing, interleaved
 from krakenlm.bench.summary import Facts, summarise
-from krakenlm.engine.engine import Engine, EngineOptions
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.requests import room_for_answer
 from krakenlm.engine.trace import Event
 from krakenlm.environment import Environment, cores_here

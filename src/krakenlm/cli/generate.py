@@ -106,8 +106,8 @@ def generate(
     show_stats: _ShowStats = False,
 ) -> None:
     """Continue prompts, on one device or on several that share the model."""
-    from krakenlm.engine.engine import EngineOptions
     from krakenlm.engine.generation import Ranks
+    from krakenlm.engine.options import EngineOptions
     from krakenlm.engine.printing import print_answers
     from krakenlm.engine.sampling import Sampling
     from krakenlm.ranks.placement import parse_placement

@@ -17,8 +17,8 @@ from krakenlm.data.text import check_files
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import open_split, prepare
 from krakenlm.demo.plan import DEVICES, Plan
-from krakenlm.engine.engine import EngineOptions
 from krakenlm.engine.generation import Ranks, Request, Step, generate_tokens
+from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.sampling import Sampling
 from krakenlm.engine.trace import Event
 from krakenlm.errors import KrakenError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from krakenlm.config import ModelConfig
 from krakenlm.data.tokenizer import load_tokenizer, vocabulary_size
 from krakenlm.engine.answer import Answer, stop_texts
-from krakenlm.engine.engine import Ended, Engine, EngineOptions
+from krakenlm.engine.engine import Ended, Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.requests import check_request, room_for_answer
 from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError

@@ -3,21 +3,19 @@
 Shape letters: see ``krakenlm.model``; V is this rank's slice of the vocabulary.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from krakenlm.engine.capture import Captured, Recordable, capture, not_recorded
+from krakenlm.engine.rank_model import RankModel
 from krakenlm.model.attention import Keep
 from krakenlm.model.cache import KVCache
 from krakenlm.model.cached_attention import DecodeCore, PrefillCore
 from krakenlm.model.decoder import BlockWrapper
 from krakenlm.model.wiring import Pass, interleave, run
-
-if TYPE_CHECKING:
-    from krakenlm.engine.engine import Engine
 
 BUCKET = 128
 """Decode looks at the cache in steps of so many positions, and captures one pass a step."""
@@ -35,13 +33,23 @@ def whole_buckets(positions: int) -> int:
 
 
 class Session:
-    """One batch: its cache, its place in each sequence, and decode passes captured so far."""
+    """One batch: its cache, its place in each sequence, and decode passes captured so far.
 
-    def __init__(self, engine: "Engine", batch: int, capacity: int) -> None:
-        self._engine = engine
-        device = engine.rank.device
+    Args:
+        model: what runs.
+        batch: number of sequences.
+        capacity: positions that the cache has for each.
+        keep: takes the session when its ``with`` statement ends well, for a next batch.
+    """
+
+    def __init__(
+        self, model: RankModel, batch: int, capacity: int, keep: Callable[["Session"], None]
+    ) -> None:
+        self._model = model
+        self._keep = keep
+        device = model.rank.device
         self.cache = KVCache(
-            engine.decoder.config, batch=batch, capacity=capacity, dtype=engine.dtype, device=device
+            model.decoder.config, batch=batch, capacity=capacity, dtype=model.dtype, device=device
         )
         self._passes: dict[int, Captured] = {}
         self._ids_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=device)
@@ -49,12 +57,12 @@ class Session:
         self._prompts: Sequence[Sequence[int]] = []
         self._longest = 0
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         if exception[0] is None:
-            self._engine.keep_for_next(self)
+            self._keep(self)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """Take new prompts; what the cache holds is overwritten before it is read."""
@@ -65,28 +73,28 @@ class Session:
     @torch.no_grad()
     def prefill(self, wrap: BlockWrapper | None = None) -> Tensor:
         """Run the prompts; logits_BV of each one's last position."""
-        engine = self._engine
-        decoder = engine.decoder
+        model = self._model
+        decoder = model.decoder
         ids_BT = torch.zeros(len(self._prompts), self._longest, dtype=torch.int64)
         for row, prompt in enumerate(self._prompts):
             ids_BT[row, : len(prompt)] = torch.tensor(prompt)
-        ids_BT = ids_BT.to(engine.rank.device)
-        bounds = _chunk_bounds(self._longest, engine.options.prefill_chunks)
+        ids_BT = ids_BT.to(model.rank.device)
+        bounds = _chunk_bounds(self._longest, model.options.prefill_chunks)
         passes = [self._chunk(ids_BT, start, end, wrap) for start, end in bounds]
         results = [run(passes[0])] if len(passes) == 1 else interleave(passes)
         x_1B1D = torch.stack([results[i][:, b] for b, i in enumerate(self._chunk_of(bounds))], 1)
-        return engine.head(decoder.finish(x_1B1D)[:, 0])
+        return model.head(decoder.finish(x_1B1D)[:, 0])
 
     def _chunk(self, ids_BT: Tensor, start: int, end: int, wrap: BlockWrapper | None) -> Pass:
-        engine = self._engine
+        model = self._model
         kept = [min(max(len(prompt) - 1, start), end - 1) for prompt in self._prompts]
         positions_1T = torch.arange(start, end, device=ids_BT.device)[None]
-        return engine.decoder.steps(
-            engine.decoder.embed_tokens(ids_BT[:, start:end]),
+        return model.decoder.steps(
+            model.decoder.embed_tokens(ids_BT[:, start:end]),
             positions_1T,
             PrefillCore(self.cache, start, kept),
-            engine.connections.streams,
-            wrap=engine.wrapper(wrap),
+            model.connections.streams,
+            wrap=model.wrapper(wrap),
             keep=Keep([position - start for position in kept]),
         )
 
@@ -101,12 +109,12 @@ class Session:
         self._positions_B += 1
         self._longest += 1
         end = self._positions_to_look_at()
-        if wrap is not None or not self._engine.options.capture:
+        if wrap is not None or not self._model.options.capture:
             with torch.no_grad():
                 return self._one_token(end, not_recorded, wrap)
         if end not in self._passes:
             self._passes[end] = capture(
-                lambda recordable: self._one_token(end, recordable), self._engine.rank.device
+                lambda recordable: self._one_token(end, recordable), self._model.rank.device
             )
             return self._passes[end].result
         return self._passes[end].replay()
@@ -120,16 +128,16 @@ class Session:
     def _one_token(
         self, end: int, recordable: Recordable, wrap: BlockWrapper | None = None
     ) -> Tensor:
-        engine = self._engine
-        decoder = engine.decoder
+        model = self._model
+        decoder = model.decoder
         steps = decoder.steps(
             decoder.embed_tokens(self._ids_B1),
             self._positions_B[:, None],
             DecodeCore(self.cache, self._positions_B, end),
-            recordable(engine.connections.streams),
-            wrap=engine.wrapper(wrap, recordable),
+            recordable(model.connections.streams),
+            wrap=model.wrapper(wrap, recordable),
         )
-        return engine.head(decoder.finish(run(steps))[:, 0])
+        return model.head(decoder.finish(run(steps))[:, 0])
 
 
 def _chunk_bounds(tokens: int, chunks: int) -> list[tuple[int, int]]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from krakenlm.engine.answer import Answer
-from krakenlm.engine.engine import EngineOptions
 from krakenlm.engine.generation import Ranks, Request, Step, generate_tokens, prepare
+from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.sampling import Sampling
 
 
