@@ -50,7 +50,8 @@ class Model:
     rate_of: str = ""
 
 
-def _kraken(sublayers: int, rule: str) -> Model:
+def kraken(sublayers: int, rule: str) -> Model:
+    """Derived from the recipe's standard model."""
     changes = (f"model.derive.sublayers={sublayers}", f"model.derive.rule={rule}")
     return Model(f"kraken {sublayers}-way {rule}", changes)
 
@@ -62,13 +63,13 @@ def _varied(base: Model, option: str) -> Model:
 
 
 # The options that docs/parity.md reports on are tried on these two.
-_FOUR_WAY = _kraken(4, "published")
-_SIX_WAY_KEEP = _kraken(6, "keep-width")
+_FOUR_WAY = kraken(4, "published")
+_SIX_WAY_KEEP = kraken(6, "keep-width")
 MODELS = (
     Model("standard"),
     Model("parallel", ("model.wiring=parallel",)),
     Model("ladder", ("model.wiring=ladder",)),
-    *(_kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
+    *(kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
 )
 VARIANTS = (
     _varied(_FOUR_WAY, "conjunction_init=mean"),
@@ -81,22 +82,34 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training run."""
+    """One training run.
+
+    Attributes:
+        model: what is trained.
+        learning_rate: at the top of its schedule.
+        seed: of weights and of the order of the data.
+        steps: in place of the recipe's, with a tenth of them to warm up.
+    """
 
     model: Model
     learning_rate: float
     seed: int
+    steps: int | None = None
 
     @property
     def name(self) -> str:
         """Of its files."""
         model = self.model.name.replace(",", "").replace(" ", "-")
-        return f"{model}-lr{self.learning_rate:g}-seed{self.seed}"
+        steps = "" if self.steps is None else f"-steps{self.steps}"
+        return f"{model}-lr{self.learning_rate:g}-seed{self.seed}{steps}"
 
     @property
     def overrides(self) -> list[str]:
         """What it changes of the recipe."""
-        settings = (f"training.learning_rate={self.learning_rate!r}", f"training.seed={self.seed}")
+        settings = [f"training.learning_rate={self.learning_rate!r}", f"training.seed={self.seed}"]
+        if self.steps is not None:
+            settings += [f"training.steps={self.steps}"]
+            settings += [f"training.warmup_steps={self.steps // 10}"]
         return [*self.model.changes, *settings]
 
 

@@ -51,7 +51,7 @@ ONE_CORE = [Hardware("1 CPU core", ONE_CORE_FLOPS, f"at {ONE_CORE_FLOPS / 1e9:.0
 
 def hardware_of(name: str) -> list[Hardware]:
     """What a recipe of this name is meant for."""
-    if name == "parity-cpu":
+    if name in ("parity-cpu", "parity-long"):
         return ONE_CORE
     if name.startswith(("small-cpu", "example")):
         return CPU

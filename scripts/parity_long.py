@@ -1,0 +1,154 @@
+"""Does what a wiring gains or loses in perplexity close, stay or turn round as training goes on?
+
+    nice python scripts/parity_long.py --text openwebtext.jsonl.gz enwiki.jsonl.gz
+    python scripts/parity_long.py --draw
+
+The recipe's standard model and its rivals learn from the same tokens in the same order, with the
+losses kept every half million tokens. Learning rates are chosen at a tenth of the length; then
+every model is trained in full with one seed, the standard model and the best rival with further
+seeds, the standard model and the best two with twice the tokens, and with twice the layers. It
+takes many hours: what is trained is kept under docs/results/parity-long, and an interrupted
+protocol goes on from its runs' last checkpoints. ``--draw`` trains nothing.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import parity
+import parity_long_page as page
+import recording
+from krakenlm.environment import cores_here
+from parity import Job, Model, Protocol, krakenlm_on_one_thread
+from parity_page import BASELINE, Measured, best_rate
+
+MODELS = (
+    Model(BASELINE),
+    Model("shared 4-way", ("model.derive.sublayers=4", "model.derive.rule=shared")),
+    Model("lagged", ("model.wiring=lagged",)),
+    Model("lagged-layer", ("model.wiring=lagged-layer",)),
+    parity.kraken(4, "published"),
+    parity.kraken(4, "keep-width"),
+    Model("ladder", ("model.wiring=ladder",)),
+    Model("parallel", ("model.wiring=parallel",)),
+)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Steps of a run.
+
+    Attributes:
+        full: of the comparison.
+        tuning: of a run that chooses a learning rate.
+        double: of the longest ones.
+    """
+
+    full: int
+    tuning: int
+    double: int
+
+
+def deeper(model: Model, layers: int) -> Model:
+    """The same model with another number of layers, at the learning rate found without it."""
+    changes = (*model.changes, f"model.num_hidden_layers={layers}")
+    return Model(f"{model.name}, {layers} layers", changes, model.name)
+
+
+def run_all(
+    protocol: Protocol,
+    models: Sequence[Model],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    lengths: Lengths,
+    layers: int,
+    keep: Callable[[Sequence[Measured]], None],
+) -> list[Measured]:
+    """Train all stages; ``keep`` hears what is there after each.
+
+    Args:
+        protocol: what trains.
+        models: the first one is what the others are held to.
+        rates: learning rates to choose from.
+        seeds: the first one is every model's, the others those of the baseline and the best rival.
+        lengths: of the runs.
+        layers: of the deeper models.
+        keep: writes a summary.
+    """
+    first, *others = seeds
+    tuned = protocol.train(
+        [Job(model, rate, first, lengths.tuning) for model in models for rate in rates],
+        "learning rates",
+    )
+    rate_of = {model.name: best_rate(tuned, model.name) for model in models}
+
+    def job(model: Model, seed: int, steps: int) -> Job:
+        return Job(model, rate_of[model.rate_of or model.name], seed, steps)
+
+    done = protocol.train([job(model, first, lengths.full) for model in models], "in full")
+    keep([*tuned, *done])
+    baseline = models[0]
+    rivals = sorted(zip(models[1:], done[1:], strict=True), key=lambda pair: pair[1].loss)
+    best, second = (model for model, _ in rivals[:2])
+    stages = {
+        "other seeds": [job(m, seed, lengths.full) for seed in others for m in (baseline, best)],
+        "twice the tokens": [job(m, first, lengths.double) for m in (baseline, best, second)],
+        "twice the layers": [
+            job(deeper(m, layers), first, lengths.full) for m in (baseline, best, second)
+        ],
+    }
+    for title, jobs in stages.items():
+        done += protocol.train(jobs, title)
+        keep([*tuned, *done])
+    return [*tuned, *done]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train what is missing, and sum up after each stage."""
+    results, work = options.results.resolve(), options.work.resolve()
+    protocol = Protocol(options.recipe, results, work, options.processes, krakenlm_on_one_thread)
+    protocol.prepare(options.text, options.tokenizer)
+    recipe = parity.read_recipe(options.recipe, lambda data: 0)
+    full = recipe.training.steps
+    lengths = Lengths(full=full, tuning=full // 10, double=2 * full)
+
+    def keep(measured: Sequence[Measured]) -> None:
+        environment = recording.environment()["environment"]
+        texts = [text.name for text in options.text]
+        page.write_summary(results, page.summary(measured, full, texts, environment))
+
+    run_all(
+        protocol,
+        MODELS,
+        options.learning_rates,
+        options.seeds,
+        lengths,
+        2 * recipe.model.num_hidden_layers,
+        keep,
+    )
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = recording.option_parser(__doc__)
+    add = partial(parser.add_argument, metavar="...")
+    add("--text", type=Path, nargs="+", default=[], help="what to learn from")
+    add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
+    add("--recipe", type=Path, default=recording.ROOT / "recipes" / "parity-long.toml")
+    add("--learning-rates", type=float, nargs="+", default=[2e-3, 4e-3])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first is every model's")
+    add("--results", type=Path, default=page.RESULTS, help="where results are kept")
+    add("--processes", type=int, default=len(cores_here()), help="runs side by side")
+    add("--work", type=Path, default=recording.ROOT / "runs" / "parity-long")
+    return parser
+
+
+if __name__ == "__main__":
+    recording.measure_and_draw(
+        _options(),
+        train,
+        pages=[page.PAGE],
+        tables=page.TABLES,
+        pictures=lambda options: page.draw(options.results.resolve()),
+    )
