@@ -258,6 +258,18 @@ def test_krakens_are_labelled_as_what_they_are():
     assert [(m.label, m.prefill_chunks) for m in chunked] == [("ladder", 1), ("ladder", 2)]
 
 
+def test_every_wiring_has_a_contender_of_the_standard_model_s_weights():
+    wirings = list(get_args(WiringName))
+    models = contenders("124M", wirings, ["published"], sublayers=4)
+    assert [m.config.wiring for m in models] == wirings
+    assert [m.config.num_sublayers for m in models] == [4, 1, 1, 1, 4, 1, 1]
+    assert [m.label for m in models[1:]] == [*wirings[1:4], "shared (4-way)", *wirings[5:]]
+    standard = model_config("124M")
+    for model in models:
+        if not model.config.traits.own_streams:
+            assert model.config.num_attention_heads == standard.num_attention_heads
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -266,7 +278,8 @@ def test_krakens_are_labelled_as_what_they_are():
         (("124M", ["standard", "mamba"], ["published"]), "'mamba' is not one of"),
         (("124M", ["standard", "standard"], ["published"]), "give each name once"),
         (("124M", ["kraken"], ["wide"]), "--kraken wide"),
-        (("gpt2-xl", ["kraken"], ["published"]), "gpt2-xl has no Kraken of 2 sub-layers"),
+        (("gpt2-xl", ["kraken"], ["published"]), "gpt2-xl has no kraken of 2 sub-layers"),
+        (("gpt2-xl", ["shared"], ["published"]), "gpt2-xl has no shared of 2 sub-layers"),
     ],
 )
 def test_models_that_do_not_exist_are_refused(arguments, said):

@@ -252,7 +252,7 @@ def refused(capfd, tmp_path, monkeypatch):
         ("--kraken narrow", "--kraken narrow"),
         ("--devices 0", "--devices 0: needs 1 or more"),
         ("--devices 13 --wirings ladder", "--devices 13"),
-        ("--devices 5", "124M has no Kraken of 5 sub-layers"),
+        ("--devices 5", "124M has no kraken of 5 sub-layers"),
         ("--devices 2 --sublayers 4 --placement 3,2", "--placement 3,2"),
         ("--devices 2 --placement fast", "--placement fast"),
         ("--devices 3 --tensor-parallel 2 --wirings kraken", "--devices 3 is not a multiple"),

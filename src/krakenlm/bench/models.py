@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from krakenlm.config import WIRINGS, ModelConfig, derive, model_config
+from krakenlm.config import WIRINGS, ModelConfig, derive, model_config, rewired
 from krakenlm.errors import ConfigError, KrakenError
 
 _FRIENDLY_HEAD = 64
@@ -40,7 +40,7 @@ def contenders(
         size: name of a standard shape.
         wirings: which architectures.
         variants: which Krakens match it, names of ``VARIANTS``.
-        sublayers: of these Krakens.
+        sublayers: N of those whose function depends on it.
         prefill_chunks: how prompts are divided.
 
     Raises:
@@ -57,23 +57,26 @@ def contenders(
         )
     models: list[Contender] = []
     for wiring in wirings:
-        if WIRINGS[wiring].own_streams:  # type: ignore[index]  # checked above
-            models += [_derived(size, standard, variant, sublayers) for variant in variants]
-        elif WIRINGS[wiring].depends_on_degree:  # type: ignore[index]
-            models.append(_derived(size, standard, wiring, sublayers))
-        else:
+        traits = WIRINGS[wiring]  # type: ignore[index]  # checked above
+        if not traits.depends_on_degree:
             models.append(Contender(config=standard.replace(wiring=wiring), label=wiring))
+            continue
+        try:
+            if traits.own_streams:
+                models += [VARIANTS[variant](standard, sublayers) for variant in variants]
+            else:
+                models.append(_one_stream(standard, wiring, sublayers))
+        except ConfigError as error:
+            raise KrakenError(
+                f"--size {size} has no {wiring} of {sublayers} sub-layers, one for each rank "
+                f"unless --sublayers says otherwise: {error}"
+            ) from error
     return [replace(model, prefill_chunks=n) for model in models for n in prefill_chunks]
 
 
-def _derived(size: str, standard: ModelConfig, variant: str, sublayers: int) -> Contender:
-    try:
-        return VARIANTS[variant](standard, sublayers)
-    except ConfigError as error:
-        raise KrakenError(
-            f"--size {size} has no Kraken of {sublayers} sub-layers, one for each rank unless "
-            f"--sublayers says otherwise: {error}"
-        ) from error
+def _one_stream(standard: ModelConfig, wiring: str, sublayers: int) -> Contender:
+    config = rewired(standard, wiring, sublayers)
+    return Contender(config=config, label=f"{wiring} ({sublayers}-way)")
 
 
 def _published(standard: ModelConfig, sublayers: int) -> Contender:

@@ -69,7 +69,7 @@ _Kraken = Annotated[
 ]
 _Sublayers = Annotated[
     int | None,
-    typer.Option(help="N of these Krakens; by default one for each rank or group of ranks."),
+    typer.Option(help="N of kraken and shared; by default one for each rank or group of ranks."),
 ]
 _OutputJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers.")]
 _Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the latencies.")]
@@ -88,7 +88,7 @@ _BreakdownPlot = Annotated[
 @app.command()
 def latency(
     size: _Size = "124M",
-    wirings: _Wirings = "standard,parallel,ladder,kraken",
+    wirings: _Wirings = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer",
     devices: _Devices = None,
     input_len: _InputLen = 512,
     output_len: _OutputLen = 16,
