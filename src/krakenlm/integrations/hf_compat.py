@@ -124,6 +124,7 @@ _DECLARED = (
     | frozenset(FlashAttentionKwargs.__annotations__)
     | {"kernel_options"}
 ) - _CHANGES_NOTHING.keys()
+_DROPPED = frozenset(_CHANGES_NOTHING) | _OF_GENERATE
 
 
 def passed_on(model: PreTrainedModel, keywords: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +148,7 @@ def passed_on(model: PreTrainedModel, keywords: dict[str, Any]) -> dict[str, Any
             raise ConfigError(
                 f"{name}={asked[name]}: these models are causal, and return logits and caches only"
             )
-    dropped = _CHANGES_NOTHING.keys() | _OF_GENERATE
-    rest = {name: value for name, value in keywords.items() if name not in dropped}
+    rest = {name: value for name, value in keywords.items() if name not in _DROPPED}
     if not rest.keys() <= _DECLARED:
         _refuse_unknown(model, rest)
     return rest
