@@ -45,9 +45,20 @@ logging.Logger.warning = _noticed  # type: ignore[method-assign]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _hear_signals()
     config.addinivalue_line(
         "markers", "announces(text, why): a library's log says so of calls that are its own"
     )
+
+
+def _hear_signals() -> None:
+    """Let tests send Ctrl-C also where a shell started them to ignore it, in the background."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

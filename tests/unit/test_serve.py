@@ -2,9 +2,11 @@
 
 import json
 import os
-from contextlib import nullcontext
+import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 
 import tiny
@@ -13,7 +15,7 @@ from krakenlm.serving import benchmark, machine
 from krakenlm.serving import serve as module
 from krakenlm.serving.benchmark_report import Load, ServingReport, table
 from krakenlm.serving.options import ServingOptions
-from krakenlm.serving.serve import plan
+from krakenlm.serving.serve import Launch, plan
 
 
 @pytest.fixture
@@ -151,15 +153,18 @@ def measured(monkeypatch, folder, **options):
     return benchmark.measure([folder], 2, [load], **options)
 
 
+ANSWER = {
+    "completed": 4, "median_ttft_ms": 1.0, "p99_ttft_ms": 2.0, "median_tpot_ms": 3.0,
+    "output_throughput": 50.0,
+}  # fmt: skip
+
+
 def test_servers_that_run_already_are_asked(monkeypatch, folder, tmp_path):
     asked = []
 
     def ask(endpoint, tokenizer, load, seed):
         asked.append((endpoint.url, endpoint.name, tokenizer, seed))
-        return {
-            "completed": 4, "median_ttft_ms": 1.0, "p99_ttft_ms": 2.0, "median_tpot_ms": 3.0,
-            "output_throughput": 50.0,
-        }  # fmt: skip
+        return ANSWER
 
     monkeypatch.setattr(benchmark, "ask", ask)
     monkeypatch.setattr(benchmark, "_name_at", lambda url: "theirs")
@@ -192,3 +197,72 @@ def test_every_model_needs_a_server(monkeypatch, folder):
         measured(monkeypatch, folder, urls=["http://a", "http://b"])
     with pytest.raises(KrakenError, match="does not say which model"):
         measured(monkeypatch, folder, urls=["http://127.0.0.1:9"])
+
+
+STUB = """#!/bin/sh
+echo "$@" >> {said}
+[ -e {ends} ] && exit 3
+exec sleep 60
+"""
+
+
+@pytest.fixture
+def peer(tmp_path, monkeypatch):
+    """A ``krakenlm`` of another node: notes what it was asked, and ends where ``ends`` exists."""
+    said, ends = tmp_path / "said", tmp_path / "ends"
+    command = tmp_path / "bin" / "krakenlm"
+    command.parent.mkdir()
+    command.write_text(STUB.format(said=said, ends=ends))
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(benchmark, "ask", lambda *_, **__: ANSWER)
+    return said, ends
+
+
+def served_by_two_nodes(monkeypatch, folder, started):
+    """Measure with a server that takes the time its peer needs to speak, and calls ``started``."""
+
+    @contextmanager
+    def running(model, devices, flags, check):
+        deadline = time.monotonic() + 30
+        while not started() and time.monotonic() < deadline:
+            check()
+            time.sleep(0.01)
+        yield Launch([], {}, "http://here", " ".join(flags))
+
+    monkeypatch.setattr(benchmark, "running", running)
+    nodes = benchmark.Nodes(("env A=1",), "10.0.0.1")
+    return measured(monkeypatch, folder, nodes=nodes)
+
+
+def test_the_other_nodes_serve_for_as_long_as_the_first_is_measured(monkeypatch, folder, peer):
+    said, _ = peer
+    report = served_by_two_nodes(monkeypatch, folder, said.exists)
+    assert report.flags[1:] == ("--nnodes", "2", "--node-rank", "0", "--master-addr", "10.0.0.1")
+    asked = said.read_text().split()
+    assert asked[:4] == ["serve", str(folder), "--devices", "2"]
+    assert asked[5:] == [*report.flags[1:3], "--node-rank", "1", *report.flags[5:], "--headless"]
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "sleep" in child.name()]
+
+
+def test_a_node_that_ends_before_the_server_answers_is_named(monkeypatch, folder, peer):
+    said, ends = peer
+    ends.touch()
+    with pytest.raises(KrakenError, match=r"--peer 'env A=1': the server there ended with 3"):
+        served_by_two_nodes(monkeypatch, folder, lambda: False)
+    assert said.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "said"),
+    [
+        ((("ssh b",), ""), {}, "need both"),
+        (((), "10.0.0.1"), {}, "need both"),
+        ((("no/such/program",), "10.0.0.1"), {}, "'no/such/program': cannot be run"),
+        ((("ssh b",), "10.0.0.1"), {"urls": ["http://a"]}, "has its nodes"),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(monkeypatch, folder, fields, options, said):
+    with pytest.raises(KrakenError, match=said):
+        measured(monkeypatch, folder, nodes=benchmark.Nodes(*fields), **options)

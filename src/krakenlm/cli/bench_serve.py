@@ -33,6 +33,21 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="What runs a command on another node that takes its share of the devices, such "
+            "as 'ssh node2'; once for each. There krakenlm is on the path and DIR in its place.",
+            show_default=False,
+        ),
+    ] = None,
+    master_addr: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="With --peer: this node's address.", show_default=False
+        ),
+    ] = "",
     output_json: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write all numbers.", show_default=False),
@@ -41,7 +56,7 @@ def serve(
     """Serve models in turn with vLLM and measure them with ``vllm bench serve``."""
     from krakenlm.console import console_for_tables
     from krakenlm.files import json_file
-    from krakenlm.serving.benchmark import measure
+    from krakenlm.serving.benchmark import Nodes, measure
     from krakenlm.serving.benchmark_report import WIDTH, Load, table
 
     for name, value in (("rounds", rounds), ("input-len", input_len), ("num-prompts", num_prompts)):
@@ -65,6 +80,7 @@ def serve(
             loads,
             rounds=rounds,
             urls=url or (),
+            nodes=Nodes(tuple(peer or ()), master_addr),
             command=["krakenlm", *sys.argv[1:]],
         )
         console_for_tables(WIDTH).print(table(report.results))

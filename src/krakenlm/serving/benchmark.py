@@ -6,10 +6,12 @@ drifts stays fair to all.
 """
 
 import json
+import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +24,12 @@ from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError, first_line
 from krakenlm.model.checkpoint import read_config
 from krakenlm.serving.benchmark_report import Load, Served, ServingReport
-from krakenlm.serving.machine import VLLM, vllm_is_for_cpus
+from krakenlm.serving.machine import QUIET, VLLM, vllm_is_for_cpus
 from krakenlm.serving.serve import running
 
 # The benchmark asks the same prompts of every server, some of them more than once.
 _FLAGS = ("--no-enable-prefix-caching",)
+_SECONDS_TO_END = 30.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,31 @@ class Endpoint:
 
     url: str
     name: str
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Where servers of several nodes run; this one listens.
+
+    Attributes:
+        peers: what runs a command on each of the others, such as ``ssh node2``.
+        master_addr: this node's address, as the others see it.
+    """
+
+    peers: tuple[str, ...] = ()
+    master_addr: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.peers) != bool(self.master_addr):
+            raise KrakenError("--peer and --master-addr: servers of several nodes need both")
+
+    def flags(self, rank: int) -> list[str]:
+        """What one node's part of ``krakenlm serve`` is given; none for a single node."""
+        if not self.peers:
+            return []
+        count = str(1 + len(self.peers))
+        flags = ["--nnodes", count, "--node-rank", str(rank), "--master-addr", self.master_addr]
+        return [*flags, "--headless"] if rank else flags
 
 
 @dataclass(frozen=True)
@@ -61,6 +89,7 @@ def measure(
     *,
     rounds: int = 1,
     urls: Sequence[str] = (),
+    nodes: Nodes = Nodes(),
     command: Sequence[str] = (),
 ) -> ServingReport:
     """Serve each model in turn and measure it under each load, ``rounds`` times.
@@ -71,13 +100,14 @@ def measure(
         loads: in order.
         rounds: how often all of it is repeated.
         urls: servers that run already, one for each model; none are started then.
+        nodes: that the servers are spread over.
         command: what was typed, for the report.
 
     Raises:
         KrakenError: no vLLM, no such model or server, or requests that failed.
     """
     vllm_is_for_cpus()  # refuses where vLLM is missing
-    contestants = _contestants(models, devices, urls)  # before anything is started
+    contestants = _contestants(models, devices, urls, nodes)  # before anything is started
     results = []
     for index in range(rounds):
         for contestant in contestants:
@@ -92,7 +122,7 @@ def measure(
                     results.append(summary(found, contestant, load, index))
     return ServingReport(
         devices=0 if urls else devices,
-        flags=() if urls else _FLAGS,
+        flags=() if urls else (*_FLAGS, *nodes.flags(0)),
         results=tuple(results),
         vllm=version("vllm"),
         environment=Environment.here(cores=len(cores_here())),
@@ -100,17 +130,21 @@ def measure(
     )
 
 
-def _contestants(models: Sequence[Path], devices: int, urls: Sequence[str]) -> list[Contestant]:
+def _contestants(
+    models: Sequence[Path], devices: int, urls: Sequence[str], nodes: Nodes
+) -> list[Contestant]:
     labels = [model.resolve().name for model in models]
     if len(set(labels)) < len(labels):
         labels = [str(model) for model in models]
     wirings = [read_config(model).wiring for model in models]
+    if urls and nodes.peers:
+        raise KrakenError("--url and --peer: a server that runs already has its nodes")
     if urls and len(urls) != len(models):
         raise KrakenError(f"{len(urls)} times --url for {len(models)} models: give one for each")
 
     def served(index: int) -> Callable[[], AbstractContextManager[Endpoint]]:
         if not urls:
-            return lambda: _started(models[index], devices)
+            return lambda: _started(models[index], devices, nodes)
         endpoint = Endpoint(urls[index].rstrip("/"), _name_at(urls[index].rstrip("/")))
         return lambda: nullcontext(endpoint)
 
@@ -121,9 +155,55 @@ def _contestants(models: Sequence[Path], devices: int, urls: Sequence[str]) -> l
 
 
 @contextmanager
-def _started(model: Path, devices: int) -> Iterator[Endpoint]:
-    with running(model, devices, _FLAGS) as launch:
+def _started(model: Path, devices: int, nodes: Nodes) -> Iterator[Endpoint]:
+    with ExitStack() as stack:
+        peers = [
+            stack.enter_context(_peer(peer, model, devices, nodes.flags(rank)))
+            for rank, peer in enumerate(nodes.peers, 1)
+        ]
+
+        def check_peers() -> None:
+            for check in peers:
+                check()
+
+        flags = [*_FLAGS, *nodes.flags(0)]
+        launch = stack.enter_context(running(model, devices, flags, check_peers))
         yield Endpoint(launch.url, launch.model)
+
+
+@contextmanager
+def _peer(
+    prefix: str, model: Path, devices: int, flags: Sequence[str]
+) -> Iterator[Callable[[], None]]:
+    """Another node's part of a server, and what raises if it has ended.
+
+    It does not end with the first node's part, so it is told to.
+    """
+    words = [*shlex.split(prefix), "krakenlm", "serve", str(model.resolve())]
+    command = [*words, "--devices", str(devices), *_FLAGS, *flags]
+    try:
+        process = subprocess.Popen(command, env={**QUIET, **os.environ}, stdout=subprocess.DEVNULL)
+    except OSError as error:
+        raise KrakenError(
+            f"--peer {prefix!r}: cannot be run ({first_line(error)}): give what runs a command on "
+            "another node, such as 'ssh node2'"
+        ) from error
+
+    def check() -> None:
+        if process.poll() is not None:
+            raise KrakenError(
+                f"--peer {prefix!r}: the server there ended with {process.returncode}: see above"
+            )
+
+    try:
+        yield check
+    finally:
+        process.terminate()
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _name_at(url: str) -> str:

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +69,23 @@ def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
     return process.wait()
 
 
+def _nothing() -> None:
+    pass
+
+
 @contextmanager
-def running(model: Path, devices: int, flags: Sequence[str]) -> Iterator[Launch]:
-    """A server that answers, for as long as the block runs; arguments are those of ``serve``.
+def running(
+    model: Path, devices: int, flags: Sequence[str], check: Callable[[], None] = _nothing
+) -> Iterator[Launch]:
+    """A server that answers, for as long as the block runs.
 
     It says little, and that on stderr.
+
+    Args:
+        model: see ``serve``.
+        devices: likewise.
+        flags: likewise.
+        check: called while the server starts; raises where it cannot come up any more.
 
     Raises:
         KrakenError: as ``serve``, or the server ended before it answered.
@@ -81,7 +93,7 @@ def running(model: Path, devices: int, flags: Sequence[str]) -> Iterator[Launch]
     quiet = [*flags, "--uvicorn-log-level", "warning"]
     launch, process = _start(model, devices, quiet, QUIET)
     try:
-        if not _comes_up(process, launch.url):
+        if not _comes_up(process, launch.url, check):
             raise KrakenError(f"vLLM ended with {process.returncode} before it served {model}")
         yield launch
     finally:
@@ -167,10 +179,13 @@ def _check_port(url: str) -> None:
             raise KrakenError(f"{url} is in use: choose another with --port")
 
 
-def _comes_up(process: subprocess.Popen[bytes], url: str) -> bool:
+def _comes_up(
+    process: subprocess.Popen[bytes], url: str, check: Callable[[], None] = _nothing
+) -> bool:
     """Wait until the server answers; False where it ended first."""
     notes.print(f"starting vLLM for {url}, which takes a minute or so", markup=False)
     while process.poll() is None:
+        check()
         try:
             with urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310  always http
                 if answer.status == 200:
