@@ -6,6 +6,7 @@ set -euo pipefail
 # sender's own system call, which then lasts as long as the message takes. A larger one lets more
 # pass at full speed after a pause than a link of that rate would.
 readonly RANKS=${RANKS:-2} BURST=${BURST:-80kb} DELAY=${DELAY:-}
+readonly COMMANDS=${COMMANDS:-$RANKS}
 # The namespaces see nothing but each other: constants cannot collide with the machine's networks.
 readonly SUBNET=10.213.0 PORT=${MASTER_PORT:-29500}
 # With the pid two runs at once stay apart. An interface's name has room for 15 characters.
@@ -27,6 +28,8 @@ RATE is what tc takes (1gbit, 100mbit; beware that gbps are gigabytes), or none 
 
 Environment:
   RANKS        how many ranks (2)
+  COMMANDS     how many of them, from the first on, run COMMAND (all); it finds the names of the
+               namespaces in NETNS_SPACES and may run more in them with ip netns exec
   BURST        what may pass at once at full speed, in tc's units (80kb: kilobytes)
   DELAY        one-way delay that netem adds, such as 50us (none)
   MASTER_PORT  the port rank 0 listens on (29500)
@@ -60,6 +63,8 @@ check_machine() {
 
 check_request() {
     [[ $RANKS =~ ^[1-9][0-9]?$ ]] || die "RANKS has to be a number from 1 to 99, not '$RANKS'"
+    [[ $COMMANDS =~ ^[1-9][0-9]?$ ]] && ((COMMANDS <= RANKS)) ||
+        die "COMMANDS has to be a number from 1 to RANKS ($RANKS), not '$COMMANDS'"
     [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || die "MASTER_PORT has to be a port, not '$PORT'"
     type -P -- "$1" >/dev/null || die "there is no command '$1': install it, or give its path"
 }
@@ -154,6 +159,7 @@ run_rank() {
     shift
     export RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$RANKS LOCAL_WORLD_SIZE=$RANKS
     export MASTER_ADDR=$SUBNET.1 MASTER_PORT=$PORT GLOO_SOCKET_IFNAME=${LINK}v$rank
+    export NETNS_SPACES=${spaces[*]}
     # bash itself would say "Terminated" of every rank that it ends: only the command may speak.
     exec {stderr}>&2 2>/dev/null
     ((rank == 0)) || exec >/dev/null
@@ -165,10 +171,10 @@ run_rank() {
 run_ranks() {
     local rank status left
     exec {ended}<> <(:) # a pipe without a name
-    for ((rank = 0; rank < RANKS; rank++)); do
+    for ((rank = 0; rank < COMMANDS; rank++)); do
         run_rank "$rank" "$@" &
     done
-    for ((left = RANKS; left > 0; left--)); do
+    for ((left = COMMANDS; left > 0; left--)); do
         read -r -u "$ended" rank status
         if ((status != 0)); then
             echo "netns_bench.sh: rank $rank ended with status $status" >&2

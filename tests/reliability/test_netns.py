@@ -171,6 +171,7 @@ def test_a_machine_that_lacks_something(tmp_path, user, tools, message):
         (["1gbit", "true"], {"BURST": "much"}, "BURST 'much'"),
         (["1gbit", "true"], {"DELAY": "late"}, "DELAY 'late'"),
         (["1gbit", "true"], {"RANKS": "two"}, "RANKS has to be a number from 1 to 99, not 'two'"),
+        (["1gbit", "true"], {"COMMANDS": "3"}, "COMMANDS has to be a number from 1 to RANKS (2)"),
         (["1gbit", "true"], {"MASTER_PORT": "x"}, "MASTER_PORT has to be a port, not 'x'"),
         (["1gbit", "no-such-command"], {}, "there is no command 'no-such-command'"),
     ],
@@ -217,6 +218,20 @@ def test_what_the_ranks_see(start, tmp_path, ranks):
         # The kernel may add tunnels of its own (sit0, tunl0) to each namespace.
         assert {"lo", link} <= set(seen["interfaces"])
         assert not [name for name in seen["interfaces"] if name.startswith(("eth", "en"))]
+
+
+ENTER = """
+import os, subprocess
+first, second = os.environ["NETNS_SPACES"].split()
+shown = subprocess.check_output(f"ip netns exec {second} ip -4 -o addr", shell=True, text=True)
+print(os.environ["RANK"], "10.213.0.2/24" in shown, first != second)
+"""
+
+
+@needs_namespaces
+def test_one_command_reaches_the_other_namespaces(start, tmp_path):
+    running = start("1gbit", *python(tmp_path, ENTER), COMMANDS=1)
+    assert (running.end(), running.stdout) == (0, "0 True True\n")
 
 
 # Every other rank and rank 0 send each other as many bytes as the argument says, at the same time.

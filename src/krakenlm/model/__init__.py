@@ -1,4 +1,4 @@
-"""The model: modules over a leading sub-layer axis, four wirings, the Reducer seam.
+"""The model: modules over a leading sub-layer axis, the wirings, the Reducer seam.
 
 Shapes, used in names throughout (``x_SBTD``):
 
