@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import parity  # noqa: E402
+import parity_long  # noqa: E402
+import parity_long_page  # noqa: E402
 import parity_page  # noqa: E402
 from parity import Model, Protocol, try_options, tune_and_repeat  # noqa: E402
+from parity_long import Lengths, deeper  # noqa: E402
 
 RATES = (0.01, 0.02, 0.04)
 SEEDS = (5, 6, 7)
@@ -158,10 +161,16 @@ def test_differences_are_taken_seed_by_seed_at_each_models_best_rate(protocol):
 
 
 def test_every_model_of_the_protocol_fits_its_recipes():
-    paths = sorted((ROOT / "recipes").glob("parity-*.toml"))
-    assert len(paths) > 1
-    for path in paths:
-        for model in (*parity.MODELS, *parity.VARIANTS):
+    short = (*parity.MODELS, *parity.VARIANTS)
+    recipes = {
+        "parity-cpu": short,
+        "parity-gpu": short,
+        "parity-long": [*parity_long.MODELS, *(deeper(m, 16) for m in parity_long.MODELS)],
+    }
+    assert recipes.keys() == {path.stem for path in (ROOT / "recipes").glob("parity-*.toml")}
+    for name, models in recipes.items():
+        for model in models:
+            path = ROOT / "recipes" / f"{name}.toml"
             recipe = parity.read_recipe(path, lambda data: 2048, model.changes)
             assert recipe.training.eval_every > 0
 
@@ -181,3 +190,113 @@ def test_the_next_learning_rate_lies_one_step_outside_the_grid(protocol):
     runs = tune_and_repeat(protocol, [STANDARD], [0.02, 0.04], [5, 6])
     assert [run.learning_rate for run in runs if run.seed == 5] == [0.02, 0.04, 0.01]
     assert parity_page.next_rate(runs, "standard") is None
+
+
+# The long protocol
+
+
+OVER = {"standard": 0.0, "ladder": 0.1, "shared": -0.1, "parallel": 0.2}
+
+
+class LongTraining:
+    """Stands in for ``krakenlm train``: losses by wiring, which fall as steps and layers grow."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, int, int, float]] = []
+
+    def __call__(self, arguments, log) -> int:
+        asked = dict(word.split("=", 1) for word in arguments[3::2])
+        wiring = asked.get("model.wiring", "standard")
+        layers = int(asked.get("model.num_hidden_layers", 2))
+        steps, seed = int(asked["training.steps"]), int(asked["training.seed"])
+        rate = float(asked["training.learning_rate"])
+        assert int(asked["training.warmup_steps"]) == steps // 10
+        self.asked.append((wiring, layers, steps, seed, rate))
+
+        def loss(step: int) -> Loss:
+            worse = (rate != 0.02) * 0.5
+            return Loss(step=step, loss=4 - step / 100 - layers / 10 + OVER[wiring] + worse)
+
+        history = History(
+            tokens_per_step=128,
+            parameters=1000 * layers,
+            training=(),
+            validation=(loss(steps // 2), loss(steps)),
+            speed={"seconds": 3.0},
+        )
+        write_json(Path(asked["output"]) / "history.json", history.to_dict())
+        return 0
+
+
+LONG_MODELS = [
+    Model("standard"),
+    *(Model(name, (f"model.wiring={name}",)) for name in ("ladder", "shared", "parallel")),
+]
+
+
+@pytest.fixture
+def long_run(tmp_path, tiny_data):
+    recipe = tmp_path / "recipe.toml"
+    model = 'wiring = "standard"\nnum_sublayers = 1\nhidden_size = 16\nnum_hidden_layers = 2\n'
+    model += "heads_per_sublayer = 2\nmax_position_embeddings = 16\n"
+    recipe.write_text(tiny.recipe_text(Path("data"), Path("run"), model=model))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "data").symlink_to(tiny_data)
+    training = LongTraining()
+    protocol = Protocol(recipe, tmp_path / "results", tmp_path / "work", 2, training)
+    kept: list[int] = []
+    measured = parity_long.run_all(
+        protocol,
+        LONG_MODELS,
+        [0.01, 0.02],
+        [3, 4, 5],
+        Lengths(full=40, tuning=10, double=80),
+        4,
+        lambda found: kept.append(len(found)),
+    )
+    return training, measured, kept
+
+
+def test_the_long_protocol_trains_the_best_further(long_run):
+    training, measured, kept = long_run
+    wirings = [model.name for model in LONG_MODELS]
+    expected = [
+        *((wiring, 2, 10, 3, rate) for wiring in wirings for rate in (0.01, 0.02)),
+        *((wiring, 2, 40, 3, 0.02) for wiring in wirings),
+        *((wiring, 2, 40, seed, 0.02) for seed in (4, 5) for wiring in ("standard", "shared")),
+        *((wiring, 2, 80, 3, 0.02) for wiring in ("standard", "shared", "ladder")),
+        *((wiring, 4, 40, 3, 0.02) for wiring in ("standard", "shared", "ladder")),
+    ]
+    assert sorted(training.asked) == sorted(expected)
+    assert len(measured) == len(expected)
+    assert kept == [12, 16, 19, 22]
+
+
+def test_each_long_run_is_held_to_the_standard_model_of_its_length_seed_and_depth(long_run):
+    _, measured, _ = long_run
+    found = parity_long_page.summary(measured, 40, ["text"], {})
+    entries = {(m["name"], m["tokens"]): m for m in found["models"]}
+    assert len(entries) == 10 and len(found["tuning"]) == 8
+    shared = entries["shared", 40 * 128]
+    assert [seed["seed"] for seed in shared["seeds"]] == [3, 4, 5]
+    assert shared["tokens_per_parameter"] == 40 * 128 / 2000
+    for key, model in entries.items():
+        for seed in model["seeds"]:
+            over = OVER[key[0].partition(",")[0]]
+            curve = seed["perplexity_over_standard_percent"]
+            percent = [point["percent"] for point in curve]
+            assert percent == pytest.approx(2 * [100 * math.expm1(over)])
+            assert [point["tokens"] for point in curve] == [key[1] // 2, key[1]]
+
+
+def test_the_long_protocol_s_table_and_picture_are_drawn(long_run, tmp_path, monkeypatch):
+    _, measured, _ = long_run
+    found = parity_long_page.summary(measured, 40, ["text"], {})
+    parity_long_page.write_summary(tmp_path, found)
+    parity_long_page.draw(tmp_path)
+    assert (tmp_path / "parity-long.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(parity_long_page, "load_summary", lambda: found)
+    table = parity_long_page.long_table()
+    assert "| shared | 2 | 0.0M | 2.6 | 0.02 | 3 | 3.300 | 27.11 | -9.5 % |" in table
+    assert "| shared | 4 |" in table
+    assert "| ladder | 4.300 | 3.800 |" in parity_long_page.tuning_table()
