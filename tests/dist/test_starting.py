@@ -60,3 +60,7 @@ def test_the_engine_loads_torch_and_tokenizers_and_no_other_large_library(import
     assert {"torch", "tokenizers", "krakenlm.engine.engine", "krakenlm.bench.runner"} <= {*imported}
     needless = NEEDLESS & imported.keys()
     assert not needless, "python -X importtime says who imports them"
+
+
+def test_ranks_share_what_one_process_has_imported(imported):
+    assert imported["torch"] == 1 + LAUNCHES
