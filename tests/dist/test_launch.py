@@ -1,10 +1,13 @@
 """Starting ranks, hearing from them, and ending them all."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,7 @@ import torch
 from torch import distributed as dist
 
 from krakenlm.errors import KrakenError, RankFailedError, trying
+from krakenlm.environment import cores_here
 from krakenlm.ranks.cores import threads_per_rank
 from krakenlm.ranks.launch import Rank, launch
 
@@ -45,15 +49,47 @@ def vanish(rank: Rank) -> None:
     dist.barrier()
 
 
+def where(rank: Rank) -> None:
+    status = Path(f"/proc/{os.getppid()}/status").read_text()
+    (threads,) = [line.split()[1] for line in status.splitlines() if line.startswith("Threads:")]
+    rank.emit((os.getppid(), int(threads), sorted(os.sched_getaffinity(0))))
+
+
+def killed(rank: Rank, whom: str) -> None:
+    dist.barrier()
+    if rank.index == 1:
+        os.kill(os.getpid() if whom == "rank" else os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+class Unreadable:
+    """An argument that only the processes cannot have."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
 def hang(rank: Rank) -> None:
     rank.emit("here")
     time.sleep(600)
 
 
-def ranks_left() -> list[psutil.Process]:
-    """Children that compute; multiprocessing keeps a tracker of its own as long as we live."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+def others() -> list[psutil.Process]:
+    """Our descendants, dead ones too; multiprocessing keeps a tracker as long as we live."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            zombie = child.status() == psutil.STATUS_ZOMBIE
+            if zombie or "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left() -> Iterator[None]:
+    before = others()
+    yield
+    assert [process for process in others() if process not in before] == []
 
 
 def run(worker, *arguments, devices=2):
@@ -66,6 +102,19 @@ def test_every_rank_is_heard_and_they_share_the_cores():
     heard = sorted(run(say_hello, "hello", devices=3))
     threads = threads_per_rank(3)
     assert heard == [(rank, 3, "hello", 6.0, threads) for rank in range(3)]
+
+
+def test_ranks_come_from_one_process_without_threads_and_keep_to_their_cores():
+    """A process with threads, such as OpenBLAS starts for NumPy, must not fork."""
+    heard = run(where)
+    (starter,) = {parent for parent, _, _ in heard}
+    assert starter != os.getpid()
+    assert [threads for _, threads, _ in heard] == [1, 1]
+    cores = cores_here()
+    each = max(1, len(cores) // 2)
+    expected = [cores[:each], cores[each : 2 * each]] if len(cores) > 1 else [cores, cores]
+    assert sorted(own for _, _, own in heard) == expected
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 def test_one_device_needs_no_process():
@@ -96,10 +145,26 @@ def test_a_rank_that_fails_ends_all_and_says_why(worker, error, message, capfd):
     with pytest.raises(error, match=message) as raised:
         run(worker)
     assert time.monotonic() - start < 60
-    assert not ranks_left()
     if worker is fail:  # its traceback is there for whoever wants it, and nobody has shown it
         assert "in fail" in "".join(traceback.format_exception(raised.value))
         assert capfd.readouterr().err == "about to fail\n"
+
+
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [("rank", "krakenlm rank 1"), ("starter", "the process that starts the ranks")],
+)
+def test_what_was_killed_is_named(whom, name):
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"^{name} was killed by signal 9: the machine may be"):
+        run(killed, whom)
+    assert time.monotonic() - start < 60
+
+
+def test_what_the_ranks_cannot_have_is_said_in_one_line(capfd):
+    with pytest.raises(RankFailedError, match="^failed while starting the ranks: ValueError: inv"):
+        run(hang, Unreadable())
+    assert capfd.readouterr().err == ""
 
 
 def test_an_exception_while_listening_ends_all():
@@ -108,10 +173,14 @@ def test_an_exception_while_listening_ends_all():
 
     with pytest.raises(KeyboardInterrupt):
         launch(hang, [], devices=2, on_message=interrupt, device_type="cpu")
-    assert not ranks_left()
 
 
-def test_ranks_end_when_their_parent_is_killed(tmp_path):
+@pytest.mark.parametrize(
+    ("whom", "moment"),
+    [(0, "at work"), (1, "at work"), (2, "at work"), (0, "importing"), (1, "importing")],
+    ids=lambda value: value if isinstance(value, str) else ("launcher", "starter", "rank")[value],
+)
+def test_none_outlives_another_that_is_killed(tmp_path, whom, moment):
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys\n"
@@ -122,14 +191,27 @@ def test_ranks_end_when_their_parent_is_killed(tmp_path):
         "    launch(hang, [], devices=2, on_message=lambda m: print(m, flush=True),\n"
         "           device_type='cpu')\n"
     )
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "here\n"
-        children = psutil.Process(parent.pid).children(recursive=True)
-        assert children
-        parent.kill()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
+    command = [sys.executable, script]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **pipes) as parent:  # type: ignore[call-overload]
+        launcher = psutil.Process(parent.pid)
+        while not (starters := [child for child in launcher.children() if _is_ours(child)]):
+            assert parent.poll() is None
+            time.sleep(0.01)
+        if moment == "at work":
+            assert [parent.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+        family = [launcher, *starters, *starters[0].children()]
+        assert len(family) == (4 if moment == "at work" else 2)
+        tracker = [child for child in launcher.children() if child not in family]
+        family[whom].kill()
+        _, alive = psutil.wait_procs([*family, *tracker], timeout=30)
+        assert not alive
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "spawn_main" in " ".join(process.cmdline())
+    return False
 
 
 def test_more_gpus_than_there_are_is_refused(monkeypatch):

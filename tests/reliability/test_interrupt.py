@@ -80,11 +80,14 @@ class Running:
         plain = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", self.terminal).replace("\r\n", "\n")
         return [line.rpartition("\r")[2].strip() for line in plain.rstrip("\n").split("\n")]
 
-    def ranks(self) -> list[psutil.Process]:
-        """The processes that compute, without multiprocessing's resource tracker."""
-        return [
-            child for child in self.process.children() if "spawn_main" in " ".join(child.cmdline())
-        ]
+    def workers(self) -> list[psutil.Process]:
+        """Processes that compute or will: no tracker, and none that has others compute."""
+        found = []
+        for child in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "spawn_main" in " ".join(child.cmdline()) and not child.children():
+                    found.append(child)
+        return found
 
     def wait_for(self, what: Callable[[], object], seconds: float = 60) -> None:
         end = time.monotonic() + seconds
@@ -155,7 +158,7 @@ def generating(start: Callable[..., Running], model: Path, *options: object) -> 
     arguments = ("--prompt", "Line", "--devices", 2, "--max-new-tokens", LONG)
     running = start("generate", model, *arguments, *options)
     running.wait_for(lambda: len(running.out) > len("Line"))
-    assert len(running.ranks()) == 2
+    assert len(running.workers()) == 2
     return running
 
 
@@ -241,23 +244,27 @@ def test_a_signal_while_two_ranks_generate(start, long_model, number, code, said
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_whole_command(start, long_model):
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [("rank", "krakenlm rank 1"), ("starter", "the process that starts the ranks")],
+)
+def test_a_killed_process_ends_the_whole_command(start, long_model, whom, name):
     running = generating(start, long_model)
-    _, second = sorted(running.ranks(), key=lambda rank: (rank.create_time(), rank.pid))
+    _, second = sorted(running.workers(), key=lambda rank: (rank.create_time(), rank.pid))
     begun = time.monotonic()
-    running.send(signal.SIGKILL, second)
+    running.send(signal.SIGKILL, second if whom == "rank" else second.parent())
     assert running.end() == 1
     assert time.monotonic() - begun < SECONDS_TO_END / 2
     (said,) = running.messages
-    assert said.startswith("krakenlm: RuntimeError: krakenlm rank 1 was killed by signal 9")
+    assert said.startswith(f"krakenlm: RuntimeError: {name} was killed by signal 9")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.0])
 def test_ctrl_c_while_the_ranks_start(start, long_model, seconds):
-    """The ranks are busy importing: they end without a word all the same."""
+    """What starts them is busy importing: it ends without a word all the same."""
     running = start("generate", long_model, "--prompt", "Line", "--devices", 2)
-    running.wait_for(lambda: len(running.ranks()) == 2)
+    running.wait_for(running.workers)
     time.sleep(seconds)
     running.send(signal.SIGINT)
     assert running.end() == 130
@@ -286,7 +293,7 @@ def test_finished_shards_outlive_the_processes_that_tokenize(start, tmp_path, ti
     running = start("prepare", "out", "--text", "text.txt", *options)
     left = tmp_path / "out.unfinished"
     running.wait_for((left / "progress.json").is_file)
-    assert len(running.ranks()) == 2
+    assert len(running.workers()) == 2
     running.send(number)
     assert running.end() == (130 if number == signal.SIGINT else -number)
     assert (left / "train-00000.bin").stat().st_size == 40_000

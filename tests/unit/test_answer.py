@@ -1,106 +1,18 @@
 """Tokens as text: the pieces of an answer are its whole decode, for every kind of tokenizer."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from krakenlm.engine import answer as answer_module
 from krakenlm.engine.answer import Answer, TokenText, _BeforeStop, stop_texts
 from krakenlm.errors import KrakenError
+from tokenizer_kinds import KINDS, SPECIAL, byte_fallback, byte_level, metaspace, read_back
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-SPECIAL = ["<s>", "</s>"]
-WORDS = ["the", "cat", "n", "'", "t", "n't", "'s", "ve", "'ve", ".", ",", "?", "it", "'re"]
 SEQUENCES = 50
-
-
-def wrapped(tokenizer: Tokenizer, **options: object) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token=None, **options
-    )
-
-
-def numbered(tokens: Sequence[str]) -> dict[str, int]:
-    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-
-
-def byte_level(**options: object) -> PreTrainedTokenizerFast:
-    """GPT-2's kind; emoji are four tokens, or three where a merge takes the first two."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("ð", "Ł"), ("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")]
-    tokenizer = Tokenizer(models.BPE(numbered([*alphabet, *map("".join, merges)]), merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return wrapped(tokenizer, **options)
-
-
-def byte_fallback(**options: object) -> PreTrainedTokenizerFast:
-    """Llama's kind: bytes as tokens of their own, and the first blank is taken away."""
-    pieces = ["▁", *WORDS, *(f"▁{word}" for word in WORDS), "▁▁"]
-    vocabulary = numbered(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces])
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(
-        [
-            *(decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return wrapped(tokenizer, **options)
-
-
-def metaspace(**options: object) -> PreTrainedTokenizerFast:
-    """SentencePiece's unigrams, which begin with a blank that is not theirs."""
-    pieces = ["▁", *WORDS, *(f"▁{word}" for word in WORDS)]
-    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), *((p, -1.0) for p in pieces)], 0))
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    return wrapped(tokenizer, **options)
-
-
-def word_piece(**options: object) -> PreTrainedTokenizerFast:
-    """BERT's kind."""
-    vocabulary = numbered(["[UNK]", *WORDS, "##s", "##n't"])
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece(cleanup=False)
-    return wrapped(tokenizer, **options)
-
-
-def words(**options: object) -> PreTrainedTokenizerFast:
-    """No decoder at all, and tokens that are or end with blanks."""
-    pieces = [*WORDS, " ", "' ", " '", "x ", ""]
-    tokenizer = Tokenizer(models.WordLevel(numbered(["<unk>", *pieces]), unk_token="<unk>"))
-    tokenizer.decoder = decoders.Fuse()
-    return wrapped(tokenizer, **options)
-
-
-def suffixed(**options: object) -> PreTrainedTokenizerFast:
-    """GPT-1's kind: a mark at the end of each word."""
-    pieces = [*WORDS, *(f"{word}</w>" for word in WORDS)]
-    tokenizer = Tokenizer(models.BPE(numbered(pieces), [], end_of_word_suffix="</w>"))
-    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    return wrapped(tokenizer, **options)
-
-
-FORCED = {
-    "clean_up_tokenization_spaces": True,
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True,
-}
-KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
-    "byte-level": byte_level,
-    "byte-level, cleaned up": lambda: byte_level(**FORCED),
-    "byte-fallback": byte_fallback,
-    "byte-fallback, cleaned up": lambda: byte_fallback(**FORCED),
-    "metaspace": metaspace,
-    "metaspace, cleaned up": lambda: metaspace(clean_up_tokenization_spaces=True),
-    "word-piece": word_piece,
-    "word-piece, cleaned up": lambda: word_piece(clean_up_tokenization_spaces=True),
-    "words": words,
-    "words, cleaned up": lambda: words(clean_up_tokenization_spaces=True),
-    "suffixed": suffixed,
-}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -150,7 +62,7 @@ def test_pieces_joined_are_the_whole_decode(kind, context, monkeypatch):
     monkeypatch.setattr(answer_module, "_CONTEXT", context)
     for seed in range(SEQUENCES):
         ids = drawn(kind, seed)
-        pieces = streamed(TokenText(kind), ids)
+        pieces = streamed(TokenText(read_back(kind)), ids)
         assert "".join(pieces) == decoded(kind, ids), ids
 
 
@@ -158,7 +70,7 @@ def test_pieces_behind_a_prompt_are_what_the_decode_of_both_adds(kind):
     for seed in range(SEQUENCES):
         prompt, ids = drawn(kind, seed), drawn(kind, seed + SEQUENCES)
         begun, whole = decoded(kind, prompt), decoded(kind, prompt + ids)
-        answered = "".join(streamed(TokenText(kind, prompt), ids))
+        answered = "".join(streamed(TokenText(read_back(kind), prompt), ids))
         assert whole.endswith(answered)
         if whole.startswith(begun):  # a prompt's last bytes may be no character yet
             assert begun + answered == whole
@@ -168,7 +80,7 @@ def test_a_character_is_shown_whole_or_not_at_all(kind):
     for seed in range(SEQUENCES):
         ids = [*drawn(kind, seed), *of_bytes(kind, "😀"), *of_bytes(kind, "é")]
         shown = ""
-        text = TokenText(kind)
+        text = TokenText(read_back(kind))
         for number, token in enumerate(ids):
             shown += text.add(token)
             assert decoded(kind, ids).startswith(shown), ids[: number + 1]
@@ -178,7 +90,7 @@ def test_a_character_is_shown_whole_or_not_at_all(kind):
 def test_four_tokens_of_a_character_are_one_piece(make):
     tokenizer = make()
     ids = [*of_bytes(tokenizer, "é"), *of_bytes(tokenizer, "😀"), *tokenizer.encode("the")]
-    pieces = streamed(TokenText(tokenizer), ids)
+    pieces = streamed(TokenText(read_back(tokenizer)), ids)
     assert "".join(pieces) == "é😀the"
     assert not any(REPLACEMENT in piece for piece in pieces)
 
@@ -188,9 +100,9 @@ def test_an_answer_keeps_the_blank_between_it_and_the_prompt(make):
     tokenizer = make()
     the, cat = tokenizer.convert_tokens_to_ids(["▁the", "▁cat"])
     assert decoded(tokenizer, [cat]) == "cat"
-    assert streamed(TokenText(tokenizer, [the]), [cat, cat]) == [" cat", " cat", ""]
-    assert streamed(TokenText(tokenizer), [cat, cat]) == ["cat", " cat", ""]
-    answer = Answer(tokenizer, [the], max_new_tokens=2)
+    assert streamed(TokenText(read_back(tokenizer), [the]), [cat, cat]) == [" cat", " cat", ""]
+    assert streamed(TokenText(read_back(tokenizer)), [cat, cat]) == ["cat", " cat", ""]
+    answer = Answer(read_back(tokenizer), [the], max_new_tokens=2)
     assert [answer.add(cat), answer.add(cat)] == [" cat", " cat"]
 
 
@@ -198,13 +110,13 @@ def test_special_tokens_within_an_answer_are_left_out():
     tokenizer = byte_level()
     start, end = tokenizer.convert_tokens_to_ids(SPECIAL)
     first, *others = of_bytes(tokenizer, "😀")
-    pieces = streamed(TokenText(tokenizer, [start]), [first, start, *others, end])
+    pieces = streamed(TokenText(read_back(tokenizer), [start]), [first, start, *others, end])
     assert [piece for piece in pieces if piece] == ["😀"]
 
 
 def test_long_answers_are_decoded_in_short_stretches(kind):
     """Or every token would cost as much as all before it."""
-    text = TokenText(kind)
+    text = TokenText(read_back(kind))
     ids = [token for seed in range(30) for token in drawn(kind, seed)]
     lengths = []
     for token in ids:
@@ -247,7 +159,7 @@ def test_a_text_ends_before_the_first_stop_however_it_comes_in_pieces(stop):
 def test_answers_end_before_a_stop_text_of_several_tokens(kind, stop):
     for seed in range(SEQUENCES):
         ids = drawn(kind, seed)
-        answer = Answer(kind, [], stop=stop, max_new_tokens=len(ids))
+        answer = Answer(read_back(kind), [], stop=stop, max_new_tokens=len(ids))
         shown = ""
         for token in ids:
             shown += answer.add(token)
@@ -263,7 +175,7 @@ def test_an_answer_ends_with_its_end_token_and_is_told_to_its_end():
     (end,) = tokenizer.convert_tokens_to_ids(["</s>"])
     t, h = tokenizer.encode("th"[0])[0], tokenizer.encode("h")[0]
     half = of_bytes(tokenizer, "😀")[0]
-    answer = Answer(tokenizer, [], eos_token_ids={end}, stop=["tree"], max_new_tokens=9)
+    answer = Answer(read_back(tokenizer), [], eos_token_ids={end}, stop=["tree"], max_new_tokens=9)
     assert [answer.add(token) for token in (h, t, half, end, h, h)] == [
         *("h", "", "", f"t{REPLACEMENT}", "", "")
     ]
@@ -273,7 +185,7 @@ def test_an_answer_ends_with_its_end_token_and_is_told_to_its_end():
 def test_an_answer_of_its_full_length_is_told_to_its_end():
     tokenizer = byte_level()
     t = tokenizer.encode("t")[0]
-    answer = Answer(tokenizer, [], stop=["ttt"], max_new_tokens=2)
+    answer = Answer(read_back(tokenizer), [], stop=["ttt"], max_new_tokens=2)
     assert [answer.add(t), answer.add(t), answer.add(t)] == ["", "tt", ""]
     assert (answer.tokens, answer.finish_reason) == (2, "length")
 

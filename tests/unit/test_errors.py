@@ -2,7 +2,6 @@
 
 import signal
 import traceback
-from types import SimpleNamespace
 
 import pytest
 
@@ -104,7 +103,7 @@ def test_the_cause_comes_before_what_follows_from_it():
     ],
 )
 def test_memory_is_blamed_only_where_it_may_be_the_cause(code, essential, memory):
-    said = vanished(SimpleNamespace(name="krakenlm rank 1", exitcode=code))
+    said = vanished("krakenlm rank 1", code)
     assert said.startswith(f"krakenlm rank 1 {essential}")
     assert ("memory" in said) == memory
 

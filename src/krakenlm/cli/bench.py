@@ -229,7 +229,6 @@ def _show(report: "LatencyReport") -> None:
 
 def _write(measured: "Measured", outputs: _Outputs) -> None:
     from krakenlm.bench.chrome_trace import chrome_trace
-    from krakenlm.bench.figures import draw_breakdowns, draw_latencies
     from krakenlm.files import write_json
 
     report, timelines = measured
@@ -237,13 +236,18 @@ def _write(measured: "Measured", outputs: _Outputs) -> None:
         write_json(outputs.json, report.to_json())
     if outputs.trace is not None:
         write_json(outputs.trace, chrome_trace(timelines, report))
-    for path, draw in (
-        (outputs.plot, draw_latencies),
-        (outputs.breakdown_plot, draw_breakdowns),
-    ):
-        if path is not None:
-            draw(report, path)
+    if outputs.plot is not None or outputs.breakdown_plot is not None:
+        _draw(report, outputs)
     _say_written(*outputs)
+
+
+def _draw(report: "LatencyReport", outputs: _Outputs) -> None:
+    from krakenlm.bench.figures import draw_breakdowns, draw_latencies
+
+    if outputs.plot is not None:
+        draw_latencies(report, outputs.plot)
+    if outputs.breakdown_plot is not None:
+        draw_breakdowns(report, outputs.breakdown_plot)
 
 
 def _run_allreduce(sweep: "Sweep", output_json: Path | None) -> None:

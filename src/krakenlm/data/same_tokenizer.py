@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from krakenlm.console import print_note
 from krakenlm.data.manifest import Manifest, sha256_of
-from krakenlm.data.tokenizer import load_tokenizer, tokenizer_file
+from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.data.tokenizer_files import tokenizer_file
 from krakenlm.errors import KrakenError
 
 # In a part that splits text, these concern the places of tokens in it, not the tokens.

@@ -1,11 +1,9 @@
 """Which tokenizer does a name, a directory or a text give?"""
 
-import codecs
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,18 +11,23 @@ from krakenlm.console import notes
 from krakenlm.data.bad_text import OnBad, refuse
 from krakenlm.data.hub import hub_answers
 from krakenlm.data.text import check_files, pieces
-from krakenlm.errors import KrakenError, first_line
-from krakenlm.strict import read_json
-from krakenlm.utf8 import read_utf8
+from krakenlm.data.tokenizer_files import (
+    END_OF_TEXT,
+    byte_level,
+    cannot_load,
+    find_tokenizer,
+    from_gpt2_files,
+    no_end_of_text,
+    vocabulary_of,
+)
+from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # the 256 bytes and the end of text
 TRAINING_BYTES = 32 << 20
-_FILE = "tokenizer.json"
 # Upper case, runs of blanks, a composed accent, four-byte characters: what lossy tokenizers change.
 _PROBE = "The  Quick\n\n\tbrown fox; d'\u00e9t\u00e9 \U0001f98a end \n"
 
@@ -80,12 +83,6 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     return _from_hub(str(source))
 
 
-def tokenizer_file(directory: Path) -> Path | None:
-    """The ``tokenizer.json`` that ``load_tokenizer`` reads there; None where there is none."""
-    files = (folder / _FILE for folder in _folders(directory))
-    return next((file for file in files if file.is_file()), None)
-
-
 def train_tokenizer(texts: Sequence[Path] | Sample, vocab_size: int) -> "PreTrainedTokenizerFast":
     """Learn a byte-level BPE with ``<|endoftext|>`` as end, beginning and padding.
 
@@ -104,7 +101,7 @@ def train_tokenizer(texts: Sequence[Path] | Sample, vocab_size: int) -> "PreTrai
     from tokenizers import models, pre_tokenizers, trainers
 
     sample = sample_of_files(check_files(texts)) if isinstance(texts, Sequence) else texts
-    tokenizer = _byte_level(models.BPE())
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -131,8 +128,8 @@ def sample_of_files(
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """What every id is below: the number of entries, or more where ids are left out."""
-    return max(tokenizer.get_vocab().values()) + 1
+    """See ``vocabulary_of``."""
+    return vocabulary_of(tokenizer.backend_tokenizer)
 
 
 def plain_encoder(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
@@ -175,58 +172,11 @@ def check_lossless(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
         )
 
 
-def _folders(directory: Path) -> tuple[Path, Path]:
-    """Where a directory may have its tokenizer: a model, and what ``prepare`` made."""
-    return directory, directory / "tokenizer"
-
-
 def _from_directory(directory: Path) -> "PreTrainedTokenizerFast":
-    for folder in _folders(directory):
-        if (folder / _FILE).is_file():
-            _refuse_mark(folder / _FILE)
-            return _with_end_of_text(_auto(str(folder), local_files_only=True), str(folder))
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return _from_gpt2_files(folder)
-    raise KrakenError(
-        f"{directory} holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
-    )
-
-
-def _refuse_mark(path: Path) -> None:
-    with suppress(OSError), path.open("rb") as file:  # who loads it says what is wrong with it
-        if file.read(3) == codecs.BOM_UTF8:
-            raise KrakenError(
-                f"{path} begins with a byte order mark, which the tokenizers library does not "
-                f"read: leave its three bytes out, tail -c +4 {path} > NEW"
-            )
-
-
-def _pair(line: str) -> tuple[str, str]:
-    left, right = line.split(" ")
-    return left, right
-
-
-def _from_gpt2_files(folder: Path) -> "PreTrainedTokenizerFast":
-    from tokenizers import models
-
-    # Read here, as the library takes a byte order mark for a part of the file.
-    vocabulary = read_json(folder / "vocab.json", "copy it again")
-    try:
-        lines = read_utf8(folder / "merges.txt").splitlines()
-        merges = [_pair(line) for line in lines if not line.startswith("#version")]
-        bpe = models.BPE(vocabulary, merges)
-    except KrakenError:
-        raise
-    except Exception as error:  # the Rust side raises nothing more precise
-        raise KrakenError(
-            f"vocab.json and merges.txt in {folder} are damaged ({error}): copy them again"
-        ) from error
-    tokenizer = _byte_level(bpe)
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise KrakenError(
-            f"{folder / 'vocab.json'} has no entry {END_OF_TEXT}, which ends a document: add it"
-        )
-    return _wrap(tokenizer)
+    folder, has_json = find_tokenizer(directory)
+    if not has_json:
+        return _wrap(from_gpt2_files(folder))
+    return _with_end_of_text(_auto(str(folder), local_files_only=True), str(folder))
 
 
 def _from_hub(name: str) -> "PreTrainedTokenizerFast":
@@ -252,10 +202,7 @@ def _auto(source: str, *, local_files_only: bool) -> Any:
     except KrakenError:
         raise
     except Exception as error:  # OSError, ValueError, and the Rust side's bare Exception
-        raise KrakenError(
-            f"cannot load tokenizer {source} ({first_line(error)}): check it, or pass another "
-            "--tokenizer DIR"
-        ) from error
+        raise cannot_load(source, error) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise KrakenError(f"tokenizer {source} has no tokenizer.json: save it as a fast tokenizer")
     return tokenizer
@@ -265,19 +212,7 @@ def _with_end_of_text(tokenizer: Any, name: str) -> "PreTrainedTokenizerFast":
     if tokenizer.eos_token_id is None and END_OF_TEXT in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TEXT
     if tokenizer.eos_token_id is None:
-        raise KrakenError(
-            f"tokenizer {name} has no end-of-text token to end documents with: "
-            "set eos_token in its tokenizer_config.json"
-        )
-    return tokenizer
-
-
-def _byte_level(bpe: Any) -> "Tokenizer":
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-
-    tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+        raise no_end_of_text(name)
     return tokenizer
 
 

@@ -7,12 +7,10 @@ tokens they lose text or give other text than a whole decode, so neither is used
 
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from krakenlm.data.folder_tokenizer import FolderTokenizer
 from krakenlm.errors import KrakenError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 FinishReason = Literal["stop", "length"]
 
@@ -32,11 +30,11 @@ class TokenText:
         before: the tokens that these follow, a prompt's.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", before: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: FolderTokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         # Behind bytes spelt as tokens it makes every one of them a replacement character.
-        self._broken_byte: int | None = tokenizer.backend_tokenizer.token_to_id("<0xFF>")
-        self._cleans_up = bool(tokenizer.clean_up_tokenization_spaces)
+        self._broken_byte: int | None = tokenizer.token_to_id("<0xFF>")
+        self._cleans_up = tokenizer.cleans_up
         self._ids = list(before)
         self._told = self._decoded(self._ids)
         self._forget(self._told)
@@ -78,7 +76,7 @@ class TokenText:
             self._ids, self._told = context, told
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self._tokenizer.decode(ids)
 
 
 def _common(one: str, other: str) -> str:
@@ -135,7 +133,7 @@ class Answer:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerFast",
+        tokenizer: FolderTokenizer,
         prompt: Sequence[int],
         *,
         eos_token_ids: Collection[int] = (),

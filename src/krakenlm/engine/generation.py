@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from krakenlm.config import ModelConfig
-from krakenlm.data.tokenizer import load_tokenizer, vocabulary_size
+from krakenlm.data.folder_tokenizer import FolderTokenizer, read_tokenizer
 from krakenlm.engine.answer import Answer, stop_texts
 from krakenlm.engine.engine import Ended, Engine
 from krakenlm.engine.options import EngineOptions
@@ -17,9 +17,6 @@ from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.ranks.devices import DTYPES, check_device, check_dtype, check_threads
 from krakenlm.ranks.launch import Rank, launch, world_size
 from krakenlm.ranks.placement import check_placement
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 USUAL_ANSWER = 64
 """Tokens, where nobody says how many."""
@@ -58,7 +55,7 @@ class Request(NamedTuple):
         starts = range(0, len(self.prompts), size)
         return [range(start, min(start + size, len(self.prompts))) for start in starts]
 
-    def answer(self, tokenizer: "PreTrainedTokenizerFast", index: int) -> Answer:
+    def answer(self, tokenizer: FolderTokenizer, index: int) -> Answer:
         """Turns the tokens of one prompt's answer into text."""
         return Answer(
             tokenizer,
@@ -132,7 +129,7 @@ def prepare(
     stop: str | Sequence[str] = (),
     batch_size: int | None = None,
     names: Sequence[str] = (),
-) -> tuple[Request, "PreTrainedTokenizerFast"]:
+) -> tuple[Request, FolderTokenizer]:
     """A request for texts, and the tokenizer that turns its tokens back.
 
     Args:
@@ -149,7 +146,7 @@ def prepare(
     """
     check_dtype(dtype)
     config = read_config(directory)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = read_tokenizer(directory)
     ids = [_encode(tokenizer, prompt, config) for prompt in prompts]
     if max_new_tokens is None:
         longest = max(map(len, ids), default=0)
@@ -169,11 +166,11 @@ def prepare(
     return request, tokenizer
 
 
-def _encode(tokenizer: "PreTrainedTokenizerFast", prompt: str, config: ModelConfig) -> list[int]:
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+def _encode(tokenizer: FolderTokenizer, prompt: str, config: ModelConfig) -> list[int]:
+    ids = tokenizer.encode(prompt)
     if not ids and tokenizer.bos_token_id is not None:
-        ids = [int(tokenizer.bos_token_id)]  # an empty prompt asks for a text from its beginning
-    if (size := vocabulary_size(tokenizer)) > config.vocab_size:
+        ids = [tokenizer.bos_token_id]  # an empty prompt asks for a text from its beginning
+    if (size := tokenizer.vocabulary_size) > config.vocab_size:
         raise KrakenError(
             f"the tokenizer has ids up to {size - 1} and the model a vocabulary of "
             f"{config.vocab_size}: use the tokenizer that the model was trained with"
@@ -186,7 +183,7 @@ def _answer(rank: Rank, request: Request) -> None:
     if dtype == "auto":
         dtype = "bfloat16" if rank.device.type == "cuda" else "float32"
     engine = Engine.load(request.directory, rank, DTYPES[dtype], request.options)
-    tokenizer = load_tokenizer(request.directory) if request.stop and rank.index == 0 else None
+    tokenizer = read_tokenizer(request.directory) if request.stop and rank.index == 0 else None
     for batch in request.batches():
         start = time.perf_counter()
         for tokens in engine.generate(
@@ -202,7 +199,7 @@ def _answer(rank: Rank, request: Request) -> None:
     engine.connections.close()
 
 
-def _stopping(request: Request, batch: range, tokenizer: "PreTrainedTokenizerFast | None") -> Ended:
+def _stopping(request: Request, batch: range, tokenizer: FolderTokenizer | None) -> Ended:
     """Finds the stop texts; where there is no tokenizer nobody asks."""
     if tokenizer is None:
         return lambda tokens: [False] * len(tokens)

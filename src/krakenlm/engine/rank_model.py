@@ -109,7 +109,12 @@ class RankModel:
         shard = place(config, rank, dtype, options)
         with torch.device("meta"):
             decoder = Decoder(shard.local_config)
-        decoder = decoder.to(dtype).to_empty(device=rank.device)
+        # Not by ``to_empty``, which imports PyTorch's compiler.
+        empty = {
+            name: torch.empty(tensor.shape, dtype=dtype, device=rank.device)
+            for name, tensor in decoder.state_dict().items()
+        }
+        decoder.load_state_dict(empty, assign=True)
         decoder.initialise()
         rows = shard.head_rows
         head_VD = decoder.embed_tokens.weight.detach()[rows.start : rows.stop]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from krakenlm.config import ModelConfig
 from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep, rotary
 from krakenlm.model.feed_forward import FeedForward
-from krakenlm.model.layers import BranchLinear, Norm
+from krakenlm.model.layers import BranchLinear, Embedding, Norm
 from krakenlm.model.reduce import Reducer, ScaledReducer
 from krakenlm.model.wiring import WIRING_FUNCTIONS, Block, Pass, run
 
@@ -83,9 +83,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.embed_tokens: Any = embed_tokens or nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: Any = embed_tokens or Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
-            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         if config.traits.conjunction:
             self.conjunction = Conjunction(config)

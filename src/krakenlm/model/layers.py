@@ -8,6 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Embedding(nn.Embedding):
+    """PyTorch's, which draws no weights where there is no memory to hold them.
+
+    On the meta device that would import PyTorch's compiler, and take longer than a short answer.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw new weights from N(0, 1)."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class BranchLinear(nn.Module):
     """One linear map a branch, applied as one product: x_SBTI to y_KBTO.
 

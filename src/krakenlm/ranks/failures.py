@@ -5,7 +5,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from typing import Literal, NamedTuple
 
 from krakenlm.errors import KrakenError, RankFailedError, described
@@ -64,20 +63,24 @@ class _InTheRankError(Exception):
     """Shows the traceback of another process, as ``concurrent.futures`` does."""
 
 
-def failure_of(error: BaseException, index: int) -> Failure:
-    """What a rank says that met an error."""
+def failure_of(error: BaseException, index: int | None = None) -> Failure:
+    """What a rank says that met an error; without a number, the process that starts the ranks."""
     if isinstance(error, KrakenError):
         return Failure(str(error), "for people")
+    who = "" if index is None else f"rank {index}"
     trace = "".join(traceback.format_exception(error))
-    return Failure(described(error, f"rank {index}"), "not ours", time.monotonic(), trace)
+    return Failure(described(error, who), "not ours", time.monotonic(), trace)
 
 
-def vanished(process: BaseProcess) -> str:
-    """What to say of a rank that ended without a word."""
-    code = process.exitcode or 0
+def vanished(name: str, code: int) -> str:
+    """What to say of a process that ended without a word.
+
+    Args:
+        name: of the process.
+        code: it ended with; below zero, the signal that killed it.
+    """
     if code == -signal.SIGKILL:
-        return f"{process.name} was killed by signal {-code}: the machine may be short of memory"
+        return f"{name} was killed by signal {-code}: the machine may be short of memory"
     if code < 0:
-        name = signal.strsignal(-code)
-        return f"{process.name} was killed by signal {-code} ({name}): {REPORT}"
-    return f"{process.name} ended with exit code {code}: {REPORT}"
+        return f"{name} was killed by signal {-code} ({signal.strsignal(-code)}): {REPORT}"
+    return f"{name} ended with exit code {code}: {REPORT}"

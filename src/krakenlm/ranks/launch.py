@@ -5,19 +5,14 @@ to say it sends with ``rank.emit``, and the caller's ``on_message`` receives it 
 process group exists before ``launch`` or after it, and no rank outlives it.
 """
 
-import multiprocessing
 import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +23,15 @@ from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.cores import share_cores
 from krakenlm.ranks.devices import DeviceType
-from krakenlm.ranks.failures import REPORT, Failure, Note, failure_of, once, vanished
+from krakenlm.ranks.failures import REPORT, Note, failure_of, once
 from krakenlm.ranks.network import check_interface
+from krakenlm.ranks.processes import run_processes
 
 Worker = Callable[..., None]
 OnMessage = Callable[[Any], None]
 
 # A rank that waits longer than this for another one gives up.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-_SECONDS_TO_END = 5.0
 
 CONNECTING = (
     "connecting to the other ranks",
@@ -145,124 +140,36 @@ def _start_processes(
     device = _device(device_type, 0, devices)  # refuse here, not in every rank
     if device.type == "cpu":
         check_interface(_interface())
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="krakenlm-") as folder:
         # A file to meet at needs no port, so nothing can be taken and nothing listens outside.
         meeting_point = (Path(folder) / "rendezvous").as_uri()
-        processes: list[BaseProcess] = []
-        readers: list[Connection] = []
-        try:
-            for index in range(devices):
-                reader, writer = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_child,
-                    args=(
-                        *(worker, arguments, index, devices),
-                        *(device_type, threads, meeting_point, writer),
-                    ),
-                    name=f"krakenlm rank {index}",
-                )
-                with _ctrl_c_held_back():
-                    process.start()
-                    processes.append(process)
-                writer.close()
-                readers.append(reader)
-            _listen(processes, readers, on_message)
-        finally:
-            _end(processes)
+        of_all = (devices, device_type, threads, meeting_point)
+        run_processes(_rank, [worker, arguments, *of_all], devices, on_message)
 
 
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Processes started meanwhile inherit the hold: importing, they would print a traceback."""
-    resource_tracker.ensure_running()  # starting it later would lift the hold
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _listen(processes: list[BaseProcess], readers: list[Connection], on_message: OnMessage) -> None:
-    """Pass messages on until every rank is done; raise for the first that fails."""
-    open_readers = list(readers)
-    failures: list[Failure] = []
-    note = once(print_note)
-    while open_readers:
-        # Once a rank has failed, the others get a moment to say why, then no more.
-        ready = wait(open_readers, timeout=1.0 if failures else None)
-        if failures and not ready:
-            break
-        for reader in ready:
-            assert isinstance(reader, Connection)
-            try:
-                message = reader.recv()
-            except EOFError:
-                open_readers.remove(reader)
-                process = processes[readers.index(reader)]
-                process.join(_SECONDS_TO_END)
-                if process.exitcode:
-                    failures.append(Failure(vanished(process), "vanished"))
-                continue
-            if isinstance(message, Failure):
-                failures.append(message)
-            elif isinstance(message, Note):
-                note(message.text)
-            else:
-                on_message(message)
-    if failures:
-        raise min(failures, key=lambda failure: failure.order).as_exception()
-
-
-def _end(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
-    for process in processes:
-        process.join(_SECONDS_TO_END)
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _child(
+def _rank(
+    index: int,
+    writer: Connection,
     worker: Worker,
     arguments: Sequence[Any],
-    index: int,
     size: int,
     device_type: DeviceType,
     threads: int | None,
     meeting_point: str,
-    writer: Connection,
 ) -> None:
-    # A rank writes no files, so Ctrl-C may end it on the spot; the parent tidies up.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _die_with_parent()
-    try:
-        with trying("finding its cores and its device", REPORT):
-            share_cores(index, size, threads)
-            device = _device(device_type, index, size)
-        os.environ["GLOO_SOCKET_IFNAME"] = _interface()
-        note = once(lambda text: writer.send(Note(text)))
-        # A failure is said inside the group: leaving it breaks the others' connections.
-        with (
-            _process_group(meeting_point, index, size, device),
-            _failures_to(writer, index),
-            trying("doing its part", REPORT),
-        ):
-            worker(Rank(index, size, device, writer.send, note), *arguments)
-    except _AlreadySaidError:
-        pass
-    except BaseException as error:
-        writer.send(failure_of(error, index))
-    finally:
-        writer.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # All is said and done. Winding down, C++ now and then destroys a thread of gloo's that is
-        # still there, and that aborts the process.
-        os._exit(0)
+    with trying("finding its cores and its device", REPORT):
+        share_cores(index, size, threads)
+        device = _device(device_type, index, size)
+    os.environ["GLOO_SOCKET_IFNAME"] = _interface()
+    note = once(lambda text: writer.send(Note(text)))
+    # A failure is said inside the group: leaving it breaks the others' connections.
+    with (
+        suppress(_AlreadySaidError),
+        _process_group(meeting_point, index, size, device),
+        _failures_to(writer, index),
+        trying("doing its part", REPORT),
+    ):
+        worker(Rank(index, size, device, writer.send, note), *arguments)
 
 
 class _AlreadySaidError(Exception):
@@ -282,18 +189,6 @@ def _interface() -> str:
     """Where gloo of ranks on one machine listens; by default nowhere outside it."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return os.environ.get("GLOO_SOCKET_IFNAME") or loopback
-
-
-def _die_with_parent() -> None:
-    """End this process when its parent is gone, however that came about."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="watch parent").start()
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""The starter: one process that imports what ranks need, forks them, and says how each ends.
+
+Importing PyTorch takes a rank longer than a short answer; so it is done once. The starter computes
+nothing and has a single thread, since a forked process has no other than the one that forked it.
+This module imports nothing large, so that the starter can say what fails while it imports.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+from krakenlm.errors import trying
+from krakenlm.ranks.failures import REPORT, failure_of
+
+SECONDS_TO_END = 5.0
+"""What a process gets that was asked to end."""
+
+Body = Callable[..., None]
+"""``body(index, writer, *arguments)``: what a rank does, and where it says what it has to say."""
+
+
+class End(NamedTuple):
+    """How a rank ended.
+
+    Attributes:
+        rank: its number.
+        code: as ``multiprocessing`` counts: 0, or an exit code, or minus a signal.
+    """
+
+    rank: int
+    code: int
+
+
+def start_ranks(
+    pickled: bytes, name: str, writers: Sequence[Connection], control: Connection
+) -> None:
+    """The starter from its first moment to its last; it says each ``End`` and a ``Failure``.
+
+    Args:
+        pickled: ``Body`` and arguments.
+        name: of the ranks, which have their numbers behind it.
+        writers: of each rank.
+        control: to who started the starter.
+    """
+    processes: list[BaseProcess] = []
+    code = 1
+    try:
+        with trying("starting the ranks", REPORT):
+            body, arguments = pickle.loads(pickled)  # noqa: S301  from who started this process
+            with held_back(signal.SIGTERM):  # until all are known
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+                for index, writer in enumerate(writers):
+                    others = {*writers, control} - {writer}
+                    processes.append(_forked(name, index, (body, writer, others, arguments)))
+        for writer in writers:
+            writer.close()
+        _report_ends(processes, control)
+        code = 0
+    except Exception as error:
+        with suppress(OSError):  # there may be nobody left to hear it
+            control.send(failure_of(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end(processes)
+        os._exit(code)
+
+
+def end(processes: Sequence[BaseProcess]) -> None:
+    """End processes: those that do not, when they are asked to, by force."""
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join(SECONDS_TO_END)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def held_back(*numbers: signal.Signals) -> Iterator[None]:
+    """Signals wait meanwhile; processes that are started inherit that."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def _forked(name: str, index: int, arguments: tuple[Any, ...]) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(
+        target=_rank, args=(index, *arguments), name=f"{name} {index}"
+    )
+    process.start()
+    return process
+
+
+def _report_ends(processes: Sequence[BaseProcess], control: Connection) -> None:
+    """Say how each rank ends, until all have or nobody listens."""
+    listener = multiprocessing.parent_process()
+    assert listener is not None
+    running = {process.sentinel: index for index, process in enumerate(processes)}
+    while running:
+        ready = wait([*running, listener.sentinel])
+        if listener.sentinel in ready:
+            return
+        for sentinel in ready:
+            assert isinstance(sentinel, int)
+            index = running.pop(sentinel)
+            processes[index].join()
+            control.send(End(index, processes[index].exitcode or 0))
+
+
+def _rank(
+    index: int,
+    body: Body,
+    writer: Connection,
+    others: Iterable[Connection],
+    arguments: Sequence[Any],
+) -> None:
+    # A rank writes no files, so a signal may end it on the spot.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    _die_with_parent()
+    for other in others:
+        other.close()  # or it would seem that who writes there lives on
+    try:
+        body(index, writer, *arguments)
+    except BaseException as error:
+        writer.send(failure_of(error, index))
+    finally:
+        writer.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # All is said and done. Winding down, C++ now and then destroys a thread of gloo's that is
+        # still there, and that aborts the process.
+        os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent is gone, however that came about."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch parent").start()
