@@ -30,6 +30,13 @@ ThreadsOption = Annotated[
 TensorParallelOption = Annotated[
     int, typer.Option(help="Devices that share each Kraken sub-layer.")
 ]
+SublayersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="N of a model over one shared stream, for which it is a choice.",
+        show_default="the model's own",
+    ),
+]
 OtherTokenizerOption = Annotated[
     bool,
     typer.Option(
