@@ -45,8 +45,8 @@ def perplexity(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="N of a model over one shared stream, for which it is a choice; with several, a "
-            "table of what each costs.",
+            help="Run a shared model, whose N is a choice, as so many sub-layers; several numbers "
+            "give a table of what each costs.",
             show_default="the model's own",
         ),
     ] = None,
