@@ -131,6 +131,8 @@ def variants(devices: int) -> dict[str, dict[str, EngineOptions]]:
         runs["kraken 4"]["uneven"] = EngineOptions(placement=(3, 1))
         runs["kraken 4"]["measured"] = EngineOptions(placement="auto")
         runs["standard"]["uneven"] = EngineOptions(placement=(1, 3))
+        runs["lagged"]["uneven"] = EngineOptions(placement=(3, 1))
+        runs["lagged-layer"]["uneven"] = EngineOptions(placement=(1, 5))
         runs["ladder"]["measured"] = EngineOptions(placement="auto")
     if devices <= 2:
         runs |= {name: dict(plain) for name in SHARED}
