@@ -138,9 +138,7 @@ WAYS = [
     ("ladder", 2, "sync"),
     ("shared", 1, "async"),
     ("shared", 2, "async"),
-    ("shared", 2, "sync"),
     ("shared as 1", 2, "sync"),  # shared out as the standard model that it is
-    ("shared as 4", 1, "async"),
     ("shared as 4", 2, "async"),
     ("lagged", 1, "async"),
     ("lagged", 2, "async"),
@@ -197,7 +195,7 @@ def test_compiled_code_keeps_sums_in_flight_behind_attention(expected, tmp_path)
 
 @pytest.mark.parametrize(
     ("name", "ranks", "said"),
-    [("kraken", 4, "2 sub-layers"), ("shared", 4, "choose another N"), ("parallel", 3, "")],
+    [("kraken", 4, "2 sub-layers"), ("parallel", 3, "")],
 )
 def test_ranks_that_do_not_divide_the_model_are_refused(name, ranks, said, expected, tmp_path):
     with pytest.raises(AssertionError) as failed:
