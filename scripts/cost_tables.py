@@ -180,6 +180,7 @@ def _alternatives(base: str, n: int, head_dim: int) -> str:
         f"`--head-dim {head_dim} --kv-heads 1`": derive(standard, n, head_dim=head_dim, kv_heads=1),
         "`--rule keep-width`": derive(standard, n, rule="keep-width"),
         "`--rule keep-width --kv-heads 1`": derive(standard, n, rule="keep-width", kv_heads=1),
+        "`--rule shared`": derive(standard, n, rule="shared"),
     }
     rows = [
         [

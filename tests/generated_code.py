@@ -15,6 +15,6 @@ def calls(code: str, attention: str) -> list[str]:
 
 
 def overlapped(layers: int) -> list[str]:
-    """A Kraken's operators where every sum but the conjunction's runs beside attention."""
+    """Where each layer's sum but the last runs beside the next layer's attention."""
     layer = ["begin_sum", "attention", "await_sum"]
     return ["attention", *layer * (layers - 1), "begin_sum", "await_sum"]

@@ -26,6 +26,27 @@ def reference_logits(config: ModelConfig, w: State, ids: Tensor) -> Tensor:
     return torch.stack([_logits_of_one_sequence(config, w, row) for row in ids])
 
 
+def in_branches(config: ModelConfig, w: State, n: int) -> dict[str, Tensor]:
+    """The weights of one branch, cut into those of ``n`` that share its stream.
+
+    Branch i has the i-th part of the query heads, of the key and value heads, and of the
+    feed-forward columns. Norms and output biases stay as they are.
+    """
+    query = config.heads_per_sublayer * config.head_dim
+    key = config.kv_heads_per_sublayer * config.head_dim
+    qkv = [query, key, key]
+    up = [config.ffn_dim] * (2 if config.activation == "swiglu" else 1)
+    cut = dict(w)
+    for name, tensor in w.items():
+        rows = qkv if ".qkv." in name else up if ".up." in name else None
+        if rows is not None:
+            parts = [part.chunk(n) for part in tensor[0].split(rows)]
+            cut[name] = torch.stack([torch.cat(branch) for branch in zip(*parts, strict=True)])
+        elif name.endswith(("attention.output.weight", "feed_forward.down.weight")):
+            cut[name] = torch.stack(tensor[0].chunk(n, dim=1))
+    return cut
+
+
 def _logits_of_one_sequence(config: ModelConfig, w: State, ids: Tensor) -> Tensor:
     x = torch.stack([w["model.embed_tokens.weight"][token] for token in ids])
     if config.position == "learned":

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import naive
+from krakenlm.config import with_sublayers
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
-from krakenlm.ranks.launch import Rank, launch
 from krakenlm.engine.sampling import Sampling
+from krakenlm.model.checkpoint import read_config
+from krakenlm.ranks.launch import Rank, launch
+from reference import in_branches, reference_logits
 
 pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("one_thread")]
 
@@ -67,6 +70,12 @@ SHARED = {
         "kv_heads_per_sublayer": 2, "ffn_dim": 21,
     },
 }  # fmt: skip
+# One checkpoint, which several numbers of sub-layers are chosen for.
+ANY_N = "shared, any N"
+ANY_N_FIELDS = {
+    "wiring": "shared", "num_sublayers": 1, "heads_per_sublayer": 12, "kv_heads_per_sublayer": 12,
+    "head_dim": 2, "ffn_dim": 60, "bias": True, "activation": "swiglu", "position": "rope",
+}  # fmt: skip
 PROMPT = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(3))
 PROMPTS = [PROMPT[0].tolist(), PROMPT[1, :4].tolist(), [7]]
 NEW_TOKENS = 10
@@ -89,8 +98,10 @@ def models(tmp_path_factory) -> dict[str, tuple[Path, Any]]:
 
     torch.manual_seed(0)
     made = {}
-    for name, fields in (MODELS | SHARED).items():
+    for name, fields in (MODELS | SHARED | {ANY_N: ANY_N_FIELDS}).items():
         model = KrakenForCausalLM(KrakenConfig(**SMALL, **fields)).eval()
+        if name == ANY_N:
+            model.double()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         directory = tmp_path_factory.mktemp("model")
@@ -106,6 +117,7 @@ def sampled(models) -> dict[str, list[list[int]]]:
     return {
         name: tokens(Engine.load(directory, alone, torch.float32), SAMPLING_OF[name])
         for name, (directory, _) in models.items()
+        if name in SAMPLING_OF
     }
 
 
@@ -119,6 +131,8 @@ def variants(devices: int) -> dict[str, dict[str, EngineOptions]]:
         runs["kraken 4"]["uneven"] = EngineOptions(placement=(3, 1))
         runs["kraken 4"]["measured"] = EngineOptions(placement="auto")
         runs["standard"]["uneven"] = EngineOptions(placement=(1, 3))
+        runs["lagged"]["uneven"] = EngineOptions(placement=(3, 1))
+        runs["lagged-layer"]["uneven"] = EngineOptions(placement=(1, 5))
         runs["ladder"]["measured"] = EngineOptions(placement="auto")
     if devices <= 2:
         runs |= {name: dict(plain) for name in SHARED}
@@ -129,6 +143,25 @@ def variants(devices: int) -> dict[str, dict[str, EngineOptions]]:
         in_chunks = EngineOptions(tensor_parallel=2, prefill_chunks=3, transport="sockets")
         runs["kraken 2, every option"]["shared, in chunks, by sockets"] = in_chunks
     return runs
+
+
+def choices(devices: int) -> dict[str, EngineOptions]:
+    """Numbers of sub-layers, and ways to share them out to so many ranks."""
+    chosen = {str(n): EngineOptions(sublayers=n) for n in (1, 2, 3, 4, 6) if n == 1 or n >= devices}
+    chosen["the checkpoint's own"] = EngineOptions()
+    if devices == 2:
+        chosen["4 unevenly"] = EngineOptions(sublayers=4, placement=(3, 1))
+        chosen["6 measured"] = EngineOptions(sublayers=6, placement="auto")
+        chosen["1 unevenly"] = EngineOptions(sublayers=1, placement=(5, 7))
+        chosen["1 measured"] = EngineOptions(sublayers=1, placement="auto")
+        chosen["1 on both"] = EngineOptions(sublayers=1, tensor_parallel=2)
+        chosen["3 on both"] = EngineOptions(sublayers=3, tensor_parallel=2)
+    if devices == 4:
+        chosen["2 on two each"] = EngineOptions(sublayers=2, tensor_parallel=2)
+        chosen["3 unevenly on two each"] = EngineOptions(
+            sublayers=3, tensor_parallel=2, placement=(2, 1)
+        )
+    return chosen
 
 
 def tokens(engine: Engine, sampling: Sampling) -> list[list[int]]:
@@ -148,6 +181,13 @@ def answer(rank: Rank, directories: dict[str, Path]) -> None:
                     tokens(engine, SAMPLING_OF[name]),
                 )
             )
+    logits_of_choices(rank, directories[ANY_N])
+
+
+def logits_of_choices(rank: Rank, directory: Path) -> None:
+    for choice, options in choices(rank.size).items():
+        engine = Engine.load(directory, rank, torch.float64, options)
+        rank.emit(((ANY_N, choice, rank.index), engine.logits(PROMPT).tolist()))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
@@ -163,6 +203,7 @@ def test_logits_and_tokens_do_not_depend_on_the_devices_or_how_they_are_used(
         on_message=lambda message: heard.update({message[0]: message[1:]}),
         device_type="cpu",
     )
+    _check_choices(models[ANY_N], devices, heard)
     assert heard.keys() == {
         (name, variant, rank)
         for name, options_by_variant in variants(devices).items()
@@ -181,6 +222,24 @@ def test_logits_and_tokens_do_not_depend_on_the_devices_or_how_they_are_used(
             torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-5, rtol=0, msg=say)
             assert answered == likeliest, (name, run)
             assert drawn == sampled[name], (name, run)
+
+
+def _check_choices(made: tuple[Path, Any], devices: int, heard: dict[Any, Any]) -> None:
+    """Each N is the function of that N, whoever holds which of its sub-layers; 1 is standard."""
+    directory, model = made
+    config, stored = read_config(directory), model.state_dict()
+    for choice, options in choices(devices).items():
+        n = options.sublayers or config.num_sublayers
+        weights = in_branches(config, stored, n)
+        wanted = reference_logits(with_sublayers(config, n), weights, PROMPT)
+        if n == 1:
+            standard = reference_logits(config.replace(wiring="standard"), stored, PROMPT)
+            torch.testing.assert_close(wanted, standard, atol=1e-12, rtol=0)
+        for rank in range(devices):
+            (found,) = heard.pop((ANY_N, choice, rank))
+            say = partial(_say, f"{ANY_N}: {choice}, rank {rank}")
+            logits = torch.tensor(found, dtype=torch.float64)
+            torch.testing.assert_close(logits, wanted, atol=1e-9, rtol=0, msg=say)
 
 
 def _say(run: str, message: str) -> str:

@@ -44,9 +44,9 @@ def decoder(config: ModelConfig) -> Decoder:
 
 
 @torch.no_grad()
-def hidden_states(model: Decoder, reducer, **options) -> torch.Tensor:
+def hidden_states(model: Decoder, reducer, core=None, **options) -> torch.Tensor:
     ids_BT = torch.arange(8).unsqueeze(0)
-    return model(model.embed_tokens(ids_BT), ids_BT, SdpaCore(), reducer, **options)
+    return model(model.embed_tokens(ids_BT), ids_BT, core or SdpaCore(), reducer, **options)
 
 
 class Doubling:
@@ -63,6 +63,34 @@ class Doubling:
         assert self._total is not None
         self._total.mul_(2)
         self._total = None
+
+
+class Logged(Doubling):
+    """The same, and writes down in what order it is called, under the operators' names."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self._log = log
+
+    def begin(self, branches, total) -> None:
+        self._log.append("begin_sum")
+        super().begin(branches, total)
+
+    def wait(self) -> None:
+        self._log.append("await_sum")
+        super().wait()
+
+
+class LoggedCore(SdpaCore):
+    """Attention that writes down when it is called."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self._log = log
+
+    def __call__(self, *arguments):
+        self._log.append("attention")
+        return super().__call__(*arguments)
 
 
 class Twice(LocalReducer):
@@ -128,7 +156,7 @@ def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_generated_code_begins_before_attention_and_awaits_behind_it(wiring):
+def test_generated_code_keeps_the_order_of_the_wiring(wiring):
     import torch._inductor.config as inductor
     from torch._inductor.utils import run_and_get_code
 
@@ -144,6 +172,9 @@ def test_generated_code_begins_before_attention_and_awaits_behind_it(wiring):
     with inductor.patch(enable_auto_functionalized_v2=False):  # as vLLM sets it
         found, (code,) = run_and_get_code(compiled)
     torch.testing.assert_close(found, hidden_states(model, Twice()), atol=1e-5, rtol=1e-5)
-    if config.traits.own_streams:
-        attention = "aten._scaled_dot_product_flash_attention_for_cpu"
-        assert calls(code, attention) == overlapped(LAYERS)
+    log: list[str] = []
+    reducer = OrderedReducer(enlist([Logged(log) for _ in slots]))
+    hidden_states(model, reducer, LoggedCore(log), wrap=reducer.wrap)
+    assert calls(code, "aten._scaled_dot_product_flash_attention_for_cpu") == log
+    if config.traits.hidden_allreduces == (1, -1):
+        assert log == overlapped(LAYERS)

@@ -24,7 +24,7 @@ def generate(
     *,
     new_tokens: int,
     ranks: int = 1,
-    options: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
     eager: bool = True,
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -20,12 +21,12 @@ from krakenlm.integrations.hf_config import KrakenConfig
 CONTEXT = 128
 
 
-def save_model(folder: Path, tokenizer: str, context: int = CONTEXT) -> None:
+def save_model(folder: Path, tokenizer: str, context: int = CONTEXT, **changes: Any) -> None:
     """Two sub-layers with random weights, and a tokenizer."""
     torch.manual_seed(0)
     config = ModelConfig(
         num_sublayers=2, hidden_size=64, num_hidden_layers=2, heads_per_sublayer=2,
-        vocab_size=300, max_position_embeddings=context,
+        vocab_size=300, max_position_embeddings=context, **changes,
     )  # fmt: skip
     KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)

@@ -11,6 +11,7 @@ import torch
 import naive
 from generated_code import calls, overlapped
 from krakenlm.config import ModelConfig
+from krakenlm.eval.model import load_causal_lm
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 
@@ -36,7 +37,15 @@ CONFIGS = {
         position="rope",
     ),
     "ladder": ModelConfig(**SHAPE, wiring="ladder", norm="rmsnorm", activation="swiglu"),
+    "shared": ModelConfig(**SHAPE, wiring="shared", bias=True),
+    "lagged": ModelConfig(**SHAPE, wiring="lagged", bias=True),
+    "lagged-layer": ModelConfig(
+        **{**SHAPE, "heads_per_sublayer": 4}, wiring="lagged-layer", kv_heads_per_sublayer=2,
+        position="rope",
+    ),
 }  # fmt: skip
+# Another N than the checkpoint's own.
+CHOSEN = {"shared as 1": ("shared", 1), "shared as 4": ("shared", 4)}
 
 
 def prompts(count: int = 64) -> list[list[int]]:
@@ -46,16 +55,21 @@ def prompts(count: int = 64) -> list[list[int]]:
     return [torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
 
 
+def save(folder: Path, config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = KrakenForCausalLM(KrakenConfig.from_model_config(config))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+
+
 class Expected:
     """A checkpoint, and what the naive loop says after each prompt."""
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        torch.manual_seed(0)
-        model = KrakenForCausalLM(KrakenConfig.from_model_config(config)).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.15)
-        model.save_pretrained(folder)
+    def __init__(self, folder: Path, sublayers: int | None) -> None:
+        model = load_causal_lm(folder, sublayers=sublayers)
         self.folder = folder
+        self.sublayers = sublayers
         self.tokens: list[list[int]] = []
         self.logprobs: list[list[float]] = []
         for prompt in prompts():
@@ -71,7 +85,10 @@ def expected(tmp_path_factory):
 
     def of(name: str) -> Expected:
         if name not in made:
-            made[name] = Expected(tmp_path_factory.mktemp(name), CONFIGS[name])
+            stored, sublayers = CHOSEN.get(name, (name, None))
+            folder = tmp_path_factory.mktemp(stored)
+            save(folder, CONFIGS[stored])
+            made[name] = Expected(folder, sublayers)
         return made[name]
 
     return of
@@ -91,16 +108,14 @@ def answered(expected, tmp_path_factory):
     @functools.cache
     def by(name: str, ranks: int, way: str) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp("asked")
-        options = {"overlap": way}
+        options: dict[str, Any] = {"overlap": way}
         if way not in ("async", "sync"):
             options = {"overlap": "async", "transport": way}
+        asked = expected(name)
+        if asked.sublayers is not None:
+            options["sublayers"] = asked.sublayers
         return offline.generate(
-            expected(name).folder,
-            prompts(),
-            folder,
-            new_tokens=NEW_TOKENS,
-            ranks=ranks,
-            options=options,
+            asked.folder, prompts(), folder, new_tokens=NEW_TOKENS, ranks=ranks, options=options
         )
 
     return by
@@ -121,6 +136,14 @@ WAYS = [
     ("parallel", 2, "async"),
     ("ladder", 2, "async"),
     ("ladder", 2, "sync"),
+    ("shared", 1, "async"),
+    ("shared", 2, "async"),
+    ("shared as 1", 2, "sync"),  # shared out as the standard model that it is
+    ("shared as 4", 2, "async"),
+    ("lagged", 1, "async"),
+    ("lagged", 2, "async"),
+    ("lagged-layer", 1, "async"),
+    ("lagged-layer", 2, "async"),
 ]
 
 

@@ -17,7 +17,7 @@ TASKS = ("BoolQ", "COPA", "WiC")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     made = tmp_path_factory.mktemp("scored")
-    save_model(made / "model", tokenizer, context=512)
+    save_model(made / "model", tokenizer, context=512, wiring="shared")
     superglue_files.write(made / "data")
     return made
 
@@ -43,12 +43,14 @@ def scored(folder, *options: str) -> dict:
 
 
 def test_scores_are_those_of_transformers(folder):
-    under_vllm = scored(folder, "--backend", "vllm", "--devices", "2")
+    chosen = ("--sublayers", "4")  # and not the checkpoint's own two
+    under_vllm = scored(folder, "--backend", "vllm", "--devices", "2", *chosen)
     assert (under_vllm["backend"], under_vllm["devices"]) == ("vllm", 2)
     assert under_vllm["dtype"] == "float32"
-    with_transformers = scored(folder)
+    with_transformers = scored(folder, *chosen)
     assert with_transformers["backend"] == "hf"
-    for key in ("parameters", "context", "dtype"):
+    assert under_vllm["sublayers"] == 4
+    for key in ("parameters", "context", "dtype", "sublayers"):
         assert under_vllm[key] == with_transformers[key]
     for ours, theirs in zip(under_vllm["scores"], with_transformers["scores"], strict=True):
         assert ours["metrics"] == pytest.approx(theirs["metrics"])

@@ -8,13 +8,29 @@ import psutil
 import pytest
 from served import CONTEXT, Server, save_model
 
+import naive
+from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.eval.model import load_causal_lm
+
+SUBLAYERS = 4
+"""Another number than the checkpoint's own."""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    save_model(folder, tokenizer)
-    flags = ["--devices", "2", "--enforce-eager", "--max-num-seqs", "16"]
+    save_model(folder, tokenizer, wiring="shared")
+    flags = [
+        "--devices",
+        "2",
+        "--sublayers",
+        f"{SUBLAYERS}",
+        "--enforce-eager",
+        "--max-num-seqs",
+        "16",
+    ]
     running = Server("serve", folder, flags, folder.parent / "log.txt")
+    running.folder = folder
     yield running
     running.stop()
 
@@ -45,6 +61,23 @@ def test_an_openai_client_streams_completions_and_chats(server):
         stream=True,
     )
     assert len(list(chat)) > 1
+
+
+def test_it_answers_with_the_sublayers_that_were_asked_for(server):
+    tokenizer = load_tokenizer(server.folder)
+    prompt = tokenizer.encode("Document 12: the end of ", add_special_tokens=False)
+
+    def greedy(sublayers: int) -> list[int]:
+        return naive.greedy(load_causal_lm(server.folder, sublayers=sublayers), prompt, 24)
+
+    body = completion(prompt=prompt, max_tokens=24, temperature=0, ignore_eos=True)
+    status, answer = server.post("/v1/completions", body)
+    assert status == 200, answer
+    wanted = greedy(SUBLAYERS)
+    assert wanted != greedy(2)
+    assert json.loads(answer)["choices"][0]["text"] == tokenizer.decode(
+        wanted, skip_special_tokens=True
+    )
 
 
 def test_many_requests_at_a_time_are_answered_as_one_by_one(server):

@@ -213,6 +213,7 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
         (["--head-dim", "64"], {"head_dim": 64}),
         (["--kv-heads", "1"], {"kv_heads": 1}),
         (["--rule", "keep-width"], {"rule": "keep-width"}),
+        (["--rule", "shared"], {"rule": "shared"}),
     ],
 )
 def test_derive_prints_the_numbers_of_the_configuration(cli, tmp_path, options, keywords):
@@ -250,6 +251,17 @@ def table(printed: str) -> dict[str, list[str]]:
         if len(cells) == 4 and cells[1]:
             rows[cells[0].removesuffix("(bfloat16)").strip()] = cells[1:]
     return rows
+
+
+def test_derive_of_one_stream_says_that_nothing_is_narrowed(cli):
+    outcome = cli("derive", "gpt2", "-n", "4", "--rule", "shared")
+    assert "gpt2: the 4-way shared model that matches it" in outcome.out
+    assert "shared / standard" in outcome.out
+    assert "parameters differ by +0.00%" in outcome.out
+    assert "--sublayers chooses another" in " ".join(outcome.out.split())
+    assert table(outcome.out)["hidden_size"] == ["768", "768", "1.000"]
+    kraken = cli("derive", "gpt2", "-n", "4").out
+    assert "the 4-way Kraken that matches it" in kraken and "--sublayers" not in kraken
 
 
 def test_derive_counts_bytes_in_the_type_asked_for(cli):
@@ -621,7 +633,12 @@ def test_generate_refuses_bad_options(cli, tiny_model, arguments, essentials):
         (["no-size", "-n", "2"], ["unknown size 'no-size'", "gpt2"]),
         (["gpt2", "-n", "5"], ["num_sublayers=5", "12 query heads", "use one of 1, 2, 3, 4, 6"]),
         (["gpt2", "-n", "0"], ["num_sublayers=0", "1 or more"]),
-        (["gpt2", "-n", "2", "--rule", "mine"], ["--rule mine", "published or keep-width"]),
+        (["gpt2", "-n", "5", "--rule", "shared"], ["num_sublayers=5", "use one of 1, 2, 3, 4, 6"]),
+        (
+            ["gpt2", "-n", "2", "--rule", "shared", "--head-dim", "64"],
+            ["rule='shared'", "leave head_dim and kv_heads out"],
+        ),
+        (["gpt2", "-n", "2", "--rule", "mine"], ["--rule mine", "published, keep-width or shared"]),
         (["gpt2", "-n", "2", "--dtype", "int4"], ["--dtype int4"]),
         (["gpt2", "-n", "2", "--kv-heads", "4"], ["kv_heads_per_sublayer=4"]),
     ],

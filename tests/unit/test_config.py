@@ -22,6 +22,8 @@ from krakenlm.config import (
     model_config,
     relative_difference,
     size_names,
+    with_sublayers,
+    without_degree,
 )
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
@@ -399,6 +401,65 @@ def test_keep_width_keeps_attention_and_cache(num_sublayers, kv_heads) -> None:
     # A sub-layer cannot have less than one key and value head.
     cache = max(kv_cache_bytes_per_token(base), 2 * 12 * num_sublayers * 64 * 2)
     assert kv_cache_bytes_per_token(kraken) == cache
+
+
+GROUPED = ModelConfig(
+    wiring="shared", num_sublayers=2, hidden_size=24, num_hidden_layers=2, heads_per_sublayer=12,
+    kv_heads_per_sublayer=6, head_dim=2, ffn_dim=30, vocab_size=17, max_position_embeddings=9,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 12])
+def test_where_n_is_a_choice_the_whole_layer_stays_what_it_is(n) -> None:
+    config = with_sublayers(GROUPED, n)
+    assert config.num_sublayers == n
+    assert config.num_attention_heads == 24 and config.num_key_value_heads == 12
+    assert n * config.ffn_dim == 60
+    assert count_parameters(config) == count_parameters(GROUPED)
+    assert with_sublayers(config, 2) == GROUPED
+
+
+def test_without_a_choice_a_model_has_its_own_n() -> None:
+    assert with_sublayers(GROUPED, None) is GROUPED
+    kraken = ModelConfig(**TINY)
+    assert with_sublayers(kraken, None) is kraken
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_n_is_a_choice_where_it_changes_the_function_and_not_the_weights(wiring) -> None:
+    config = ModelConfig(wiring=wiring, num_sublayers=2, **TINY)
+    if WIRINGS[wiring].degree_is_a_choice:
+        assert with_sublayers(config, 3).num_sublayers == 3
+        return
+    said = "a stream each" if WIRINGS[wiring].own_streams else "the same function for any number"
+    for n in (2, 3):  # its own as well: there is nothing to choose
+        with pytest.raises(ConfigError, match=rf"^--sublayers {n}: .*{said}.*: leave it out$"):
+            with_sublayers(config, n)
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [
+        (0, "needs 1 or more"),
+        (-1, "needs 1 or more"),
+        (5, r"does not divide 24 query heads: use one of 1, 2, 3, 4, 6, 12$"),
+        (8, r"does not divide 12 key and value heads: use one of 1, 2, 3, 4, 6, 12$"),
+    ],
+)
+def test_what_n_would_fit_is_said_of_heads_and_columns_together(n, said) -> None:
+    with pytest.raises(ConfigError, match=f"^--sublayers {n}:? {said}"):
+        with_sublayers(GROUPED, n)
+    odd = GROUPED.replace(ffn_dim=25)
+    with pytest.raises(ConfigError, match=r"50 feed-forward columns: use one of 1, 2$"):
+        with_sublayers(odd, 3)
+
+
+def test_one_branch_is_shared_out_as_the_wiring_that_it_equals() -> None:
+    one = with_sublayers(GROUPED, 1)
+    assert without_degree(one) == one.replace(wiring="standard")
+    assert without_degree(GROUPED) is GROUPED
+    kraken = ModelConfig(**{**TINY, "num_sublayers": 1})
+    assert without_degree(kraken) is kraken  # its conjunction makes it another function
 
 
 def test_keep_width_with_another_head_dim() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from krakenlm.config import ModelConfig, laid_out
+from krakenlm.config import ModelConfig, count_parameters, laid_out, model_config, rewired
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -281,6 +281,28 @@ def test_ranks_of_another_number_of_branches_read_their_own_heads(devices, tmp_p
     for name, tensor in whole.items():
         if tensor.dim() > 1 and tensor.shape[0] == 3:
             assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
+
+
+def test_over_one_stream_a_rank_holds_what_it_holds_of_the_standard_model():
+    standard = model_config("gpt2")
+    for wiring, n in (("shared", 2), ("shared", 4), ("shared", 12), ("lagged", 4)):
+        config = rewired(standard, wiring, n)
+        for devices in (2, 4):
+            if n % devices == 0:
+                of_both = zip(split(config, devices), split(standard, devices), strict=True)
+                for mine, theirs in of_both:
+                    held = count_parameters(mine.local_config)
+                    assert held == count_parameters(theirs.local_config)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 6])
+def test_one_branch_is_divided_as_the_wiring_that_it_equals(devices):
+    one = laid_out(SHARED, 1)
+    standard = one.replace(wiring="standard")
+    assert split(one, devices) == split(standard, devices)
+    assert split(one, 2, placement=(2, 10)) == split(standard, 2, placement=(2, 10))
+    assert [shard.count for shard in split(one, devices, tensor_parallel=devices)] == [1] * devices
+    assert split(one, 1)[0].config == one
 
 
 def test_streams_of_branches_cannot_be_laid_out_anew():

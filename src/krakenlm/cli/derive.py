@@ -1,7 +1,7 @@
-"""``krakenlm derive``: the Kraken that matches a standard model, and what it costs."""
+"""``krakenlm derive``: the model of N sub-layers that matches a standard one, and what it costs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -29,13 +29,14 @@ def derive(
         ),
     ],
     sublayers: Annotated[
-        int, typer.Option("--sublayers", "-n", help="N, the sub-layers of a Kraken layer.")
+        int, typer.Option("--sublayers", "-n", help="N, the sub-layers of a layer.")
     ],
     rule: Annotated[
         str,
         typer.Option(
             help="published: narrow the stream until the parameters match. keep-width: keep d and "
-            "divide heads and feed-forward, so attention work and KV cache stay the standard's."
+            "divide heads and feed-forward, so attention work and KV cache stay the standard's. "
+            "shared: keep the one stream as well, so all weights have the standard's shapes."
         ),
     ] = "published",
     head_dim: Annotated[
@@ -50,27 +51,28 @@ def derive(
         Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")
     ] = None,
 ) -> None:
-    """Derive the Kraken configuration that matches a standard model."""
+    """Derive the Kraken, or shared, configuration that matches a standard model."""
     for name, value in (("--head-dim", head_dim), ("--kv-heads", kv_heads)):
         if value < 0:
             raise KrakenError(f"{name} {value}: needs 1 or more")
     if dtype not in _BYTES:
         raise KrakenError(f"--dtype {dtype}: choose one of {', '.join(_BYTES)}")
-    if rule not in ("published", "keep-width"):
-        raise KrakenError(f"--rule {rule}: choose published or keep-width")
-    chosen_rule: Rule = "published" if rule == "published" else "keep-width"
+    rules: tuple[Rule, ...] = get_args(Rule)
+    chosen_rule = next((known for known in rules if known == rule), None)
+    if chosen_rule is None:
+        raise KrakenError(f"--rule {rule}: choose {', '.join(rules[:-1])} or {rules[-1]}")
     standard = _read_base(base)
-    kraken = derive_config(
+    derived = derive_config(
         standard, sublayers, rule=chosen_rule, head_dim=head_dim, kv_heads=kv_heads
     )
     if out is not None and (out / "config.json").exists():
         raise KrakenError(f"{out / 'config.json'} exists already: choose another --out")
-    _show(base, standard, kraken, _BYTES[dtype], dtype)
+    _show(base, standard, derived, _BYTES[dtype], dtype)
     if out is not None:
         from krakenlm.console import notes
         from krakenlm.files import write_json
 
-        write_json(out / "config.json", kraken.to_hf_dict())
+        write_json(out / "config.json", derived.to_hf_dict())
         notes.print(f"wrote {out / 'config.json'}")
 
 
@@ -83,45 +85,50 @@ def _read_base(base: str) -> ModelConfig:
     return read_config(Path(base))
 
 
-def _show(name: str, standard: ModelConfig, kraken: ModelConfig, element: int, dtype: str) -> None:
+def _show(name: str, standard: ModelConfig, derived: ModelConfig, element: int, dtype: str) -> None:
     from rich.table import Table
 
     from krakenlm.console import results
 
-    devices = kraken.num_sublayers
-    table = Table(title=f"{name}: the {devices}-way Kraken that matches it", title_justify="left")
+    devices, wiring = derived.num_sublayers, derived.wiring
+    kind = "Kraken" if derived.traits.own_streams else f"{wiring} model"
+    table = Table(title=f"{name}: the {devices}-way {kind} that matches it", title_justify="left")
     table.add_column("")
-    table.add_column("standard", justify="right")
-    table.add_column("kraken", justify="right")
-    table.add_column("kraken / standard", justify="right")
+    for heading in (standard.wiring, wiring, f"{wiring} / {standard.wiring}"):
+        table.add_column(heading, justify="right")
 
-    def row(label: str, of_standard: float, of_kraken: float) -> None:
-        ratio = of_kraken / of_standard
-        table.add_row(label, f"{of_standard:,.0f}", f"{of_kraken:,.0f}", f"{ratio:.3f}")
+    def row(label: str, of_standard: float, of_derived: float) -> None:
+        ratio = of_derived / of_standard
+        table.add_row(label, f"{of_standard:,.0f}", f"{of_derived:,.0f}", f"{ratio:.3f}")
 
-    row("hidden_size", standard.hidden_size, kraken.hidden_size)
-    row("num_sublayers", standard.num_sublayers, kraken.num_sublayers)
-    row("num_hidden_layers", standard.num_hidden_layers, kraken.num_hidden_layers)
-    row("heads_per_sublayer", standard.heads_per_sublayer, kraken.heads_per_sublayer)
-    row("kv_heads_per_sublayer", standard.kv_heads_per_sublayer, kraken.kv_heads_per_sublayer)
-    row("head_dim", standard.head_dim, kraken.head_dim)
-    row("ffn_dim", standard.ffn_dim, kraken.ffn_dim)
+    row("hidden_size", standard.hidden_size, derived.hidden_size)
+    row("num_sublayers", standard.num_sublayers, derived.num_sublayers)
+    row("num_hidden_layers", standard.num_hidden_layers, derived.num_hidden_layers)
+    row("heads_per_sublayer", standard.heads_per_sublayer, derived.heads_per_sublayer)
+    row("kv_heads_per_sublayer", standard.kv_heads_per_sublayer, derived.kv_heads_per_sublayer)
+    row("head_dim", standard.head_dim, derived.head_dim)
+    row("ffn_dim", standard.ffn_dim, derived.ffn_dim)
     table.add_section()
-    row("parameters", count_parameters(standard), count_parameters(kraken))
-    row("attention width", standard.attention_width, kraken.attention_width)
-    cache = [kv_cache_bytes_per_token(config, element) for config in (standard, kraken)]
+    row("parameters", count_parameters(standard), count_parameters(derived))
+    row("attention width", standard.attention_width, derived.attention_width)
+    cache = [kv_cache_bytes_per_token(config, element) for config in (standard, derived)]
     row(f"KV-cache bytes per token ({dtype})", *cache)
     row(f"  per device, {devices} devices", *(size / devices for size in cache))
     row(
         f"AllReduce bytes per token ({dtype})",
         allreduce_bytes_per_token(standard, element),
-        allreduce_bytes_per_token(kraken, element),
+        allreduce_bytes_per_token(derived, element),
     )
     row(
         "AllReduces per forward pass",
         standard.traits.allreduces(standard.num_hidden_layers),
-        kraken.traits.allreduces(kraken.num_hidden_layers),
+        derived.traits.allreduces(derived.num_hidden_layers),
     )
     results.print(table)
-    difference = 100 * relative_difference(kraken, standard)
+    difference = 100 * relative_difference(derived, standard)
     results.print(f"parameters differ by {difference:+.2f}%")
+    if derived.traits.degree_is_a_choice:
+        results.print(
+            f"the weights are the same for every N: this one is {devices}, and --sublayers chooses "
+            "another where the model is loaded"
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from krakenlm.cli.options import OneDeviceOption
+from krakenlm.cli.options import OneDeviceOption, SublayersOption
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def evaluate(
     device: OneDeviceOption = "auto",
     backend: _Backend = "hf",
     devices: _Devices = 1,
+    sublayers: SublayersOption = None,
     json: _Json = None,
     compare: _Compare = None,
 ) -> None:
@@ -97,7 +98,7 @@ def evaluate(
             data_files=[name.strip() for name in data_files.split(",")],
             limit=limit,
             batch_size=batch_size,
-            load=_loader(model, backend, device, devices),
+            load=_loader(model, backend, device, devices, sublayers),
             command=["krakenlm", *sys.argv[1:]],
         )
         _show([*bases, report])  # before the file: a full disk costs no evaluation
@@ -105,7 +106,7 @@ def evaluate(
 
 
 def _loader(
-    model: Path, backend: str, device: str, devices: int
+    model: Path, backend: str, device: str, devices: int, sublayers: int | None
 ) -> "Callable[[int], HarnessModel]":
     """What loads the model for a batch size."""
     if backend == "hf":
@@ -115,14 +116,14 @@ def _loader(
             )
         from krakenlm.eval.harness import with_transformers
 
-        return with_transformers(model, device)
+        return with_transformers(model, device, sublayers)
     if device != "auto":
         raise KrakenError(
             f"--device {device}: vLLM computes on what it was built for: leave --device out"
         )
     from krakenlm.serving.harness import with_vllm
 
-    return with_vllm(model, devices)
+    return with_vllm(model, devices, sublayers)
 
 
 def _refuse_json(model: Path, json: Path | None) -> None:
@@ -141,6 +142,6 @@ def _show(reports: Sequence["EvalReport"]) -> None:
     console.print(score_table(reports))
     for report in reports:
         for line in remarks(report):
-            results.print(f"{report.model}: {line}", markup=False)
+            results.print(f"{report.name}: {line}", markup=False)
     for line in differences(reports):
         results.print(f"not comparable: {line}", markup=False)

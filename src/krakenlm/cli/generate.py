@@ -8,6 +8,7 @@ import typer
 from krakenlm.cli.options import (
     DeviceOption,
     LinkOption,
+    SublayersOption,
     TensorParallelOption,
     ThreadsOption,
     TransportOption,
@@ -97,6 +98,7 @@ def generate(
     dtype: _DType = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    sublayers: SublayersOption = None,
     placement: _Placement = None,
     tensor_parallel: TensorParallelOption = 1,
     prefill_chunks: _PrefillChunks = 1,
@@ -114,6 +116,7 @@ def generate(
     from krakenlm.transport.links import Link
 
     options = EngineOptions(
+        sublayers=sublayers,
         placement=None if placement is None else parse_placement(placement),
         tensor_parallel=tensor_parallel,
         transport=transport,  # type: ignore[arg-type]

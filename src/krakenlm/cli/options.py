@@ -27,8 +27,13 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(help="Compute threads of each process; by default one for each of its cores."),
 ]
-TensorParallelOption = Annotated[
-    int, typer.Option(help="Devices that share each Kraken sub-layer.")
+TensorParallelOption = Annotated[int, typer.Option(help="Devices that share each sub-layer.")]
+SublayersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Run a shared model, whose N is a choice, as so many sub-layers.",
+        show_default="the model's own",
+    ),
 ]
 OtherTokenizerOption = Annotated[
     bool,

@@ -1,11 +1,11 @@
 """``krakenlm perplexity``: how well a model predicts a text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krakenlm.cli.options import OneDeviceOption, OtherTokenizerOption
+from krakenlm.cli.options import OneDeviceOption, OtherTokenizerOption, positive_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +41,15 @@ def perplexity(
             help="Take documents one by one; otherwise windows reach over their ends.",
         ),
     ] = False,
+    sublayers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Run a shared model, whose N is a choice, as so many sub-layers; several numbers "
+            "give a table of what each costs.",
+            show_default="the model's own",
+        ),
+    ] = None,
     other_tokenizer: OtherTokenizerOption = False,
     device: OneDeviceOption = "auto",
     json: Annotated[
@@ -50,23 +59,83 @@ def perplexity(
 ) -> None:
     """Report loss, perplexity and bits per byte of a model on a text."""
     from krakenlm.console import results
-    from krakenlm.eval.perplexity import perplexity as measure
     from krakenlm.files import json_file
 
+    chosen = [] if sublayers is None else positive_numbers("--sublayers", sublayers)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "device": device,
+        "window": window,
+        "stride": stride,
+        "per_document": per_document,
+        "split": split,
+        "other_tokenizer": other_tokenizer,
+    }
+    measure = _one_by_one if len(chosen) > 1 else _one
     with json_file(json) as write:
-        result = measure(
-            model,
-            data,
-            batch_size=batch_size,
-            device=device,
-            window=window,
-            stride=stride,
-            per_document=per_document,
-            split=split,
-            other_tokenizer=other_tokenizer,
+        table, values = measure(model, data, chosen, settings)
+        results.print(table)  # before the file: a full disk costs no measurement
+        write({"model": str(model), "data": str(data), **values})
+
+
+def _one(
+    model: Path, data: Path, sublayers: list[int], settings: dict[str, Any]
+) -> "tuple[Table, dict[str, Any]]":
+    """A table of one result, and its JSON."""
+    from krakenlm.eval.perplexity import perplexity as measure
+
+    chosen: dict[str, Any] = {"sublayers": sublayers[0]} if sublayers else {}
+    result = measure(model, data, **chosen, **settings)
+    return _table(result), {**chosen, **result.to_json()}
+
+
+def _one_by_one(
+    model: Path, data: Path, sublayers: list[int], settings: dict[str, Any]
+) -> "tuple[Table, dict[str, Any]]":
+    """A table with a row for each N, and its JSON."""
+    from krakenlm.eval.perplexity import perplexity_of_each
+    from krakenlm.model.checkpoint import read_config
+
+    measured = perplexity_of_each(model, data, sublayers, **settings)
+    own = read_config(model).num_sublayers
+    values = [
+        {
+            "sublayers": n,
+            **result.to_json(),
+            "perplexity_difference_percent": _difference(result, measured[own]),
+        }
+        for n, result in measured.items()
+    ]
+    return _table_of_each(measured, own), {"own_sublayers": own, "results": values}
+
+
+def _difference(result: "PerplexityResult", own: "PerplexityResult") -> float:
+    return 100 * (result.perplexity / own.perplexity - 1)
+
+
+def _table_of_each(measured: "dict[int, PerplexityResult]", own: int) -> "Table":
+    from rich.table import Table
+
+    first = measured[own]
+    how = "document by document" if first.per_document else "documents one after the other"
+    table = Table(
+        box=None,
+        pad_edge=False,
+        caption=f"{first.tokens:,} tokens, {first.bytes:,} bytes of UTF-8 text; predicted in "
+        f"windows of {first.window}, {first.stride} apart, {how}",
+        caption_justify="left",
+    )
+    for heading in ("N", "loss", "perplexity", "bits per byte", "perplexity against its own N"):
+        table.add_column(heading, justify="right")
+    for n, result in measured.items():
+        table.add_row(
+            str(n),
+            f"{result.loss:.4f}",
+            f"{result.perplexity:.2f}",
+            f"{result.bits_per_byte:.4f}",
+            "its own" if n == own else f"{_difference(result, first):+.2f} %",
         )
-        results.print(_table(result))  # before the file: a full disk costs no measurement
-        write({"model": str(model), "data": str(data), **result.to_json()})
+    return table
 
 
 def _table(result: "PerplexityResult") -> "Table":

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from krakenlm.cli.options import ServedModelArgument
+from krakenlm.cli.options import ServedModelArgument, SublayersOption
 
 
 def serve(
@@ -14,6 +14,7 @@ def serve(
         typer.Argument(metavar="[FLAG]...", help="Flags of `vllm serve`, passed on as they are."),
     ] = None,
     devices: Annotated[int, typer.Option(help="Processes to share the model out to.")] = 1,
+    sublayers: SublayersOption = None,
 ) -> None:
     """Serve a model with vLLM behind an OpenAI-compatible API.
 
@@ -21,4 +22,4 @@ def serve(
     """
     from krakenlm.serving.serve import serve as serve_model
 
-    raise typer.Exit(serve_model(model, devices, flags or []))
+    raise typer.Exit(serve_model(model, devices, flags or [], sublayers))

@@ -6,7 +6,15 @@ from krakenlm.config.costs import (
     kv_cache_bytes_per_token,
     training_flops_per_token,
 )
-from krakenlm.config.derivation import Rule, derive, laid_out, relative_difference, rewired
+from krakenlm.config.derivation import (
+    Rule,
+    derive,
+    laid_out,
+    relative_difference,
+    rewired,
+    with_sublayers,
+    without_degree,
+)
 from krakenlm.config.model_config import (
     ARCHITECTURE,
     DERIVED,
@@ -36,4 +44,6 @@ __all__ = [
     "rewired",
     "size_names",
     "training_flops_per_token",
+    "with_sublayers",
+    "without_degree",
 ]

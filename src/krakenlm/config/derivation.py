@@ -7,6 +7,7 @@ and the KV cache with it, which the alternatives avoid or soften. Over one share
 narrowed: the weights are the standard model's.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -76,19 +77,39 @@ def laid_out(config: ModelConfig, num_sublayers: int) -> ModelConfig:
     if num_sublayers == config.num_sublayers:
         return config
     if config.traits.own_streams:
+        raise ConfigError(f"num_sublayers={num_sublayers}: {_streams_are_fixed(config)}")
+    return _divided(config, num_sublayers, f"num_sublayers={num_sublayers}")
+
+
+def with_sublayers(config: ModelConfig, sublayers: int | None) -> ModelConfig:
+    """A model with the N that ``--sublayers`` chooses when it is loaded; None is its own.
+
+    Raises:
+        ConfigError: N is no choice for this wiring, or heads or feed-forward columns cannot be
+            divided so.
+    """
+    if sublayers is None:
+        return config
+    option = f"--sublayers {sublayers}"
+    if config.traits.own_streams:
+        raise ConfigError(f"{option}: {_streams_are_fixed(config)}: leave it out")
+    if not config.traits.depends_on_degree:
         raise ConfigError(
-            f"num_sublayers={num_sublayers}: this {config.wiring} model has {config.num_sublayers} "
-            "sub-layers with a stream each, which is fixed when it is trained"
+            f"{option}: a {config.wiring} model is the same function for any number of them and "
+            "of devices: leave it out"
         )
-    if num_sublayers < 1:
-        raise ConfigError(f"num_sublayers={num_sublayers}: needs 1 or more")
-    n = num_sublayers
-    return config.replace(
-        num_sublayers=n,
-        heads_per_sublayer=_divide(config.num_attention_heads, n, "query heads"),
-        kv_heads_per_sublayer=_divide(config.num_key_value_heads, n, "key and value heads"),
-        ffn_dim=_divide(_flat_ffn_dim(config), n, "feed-forward columns"),
-    )
+    return _divided(config, sublayers, option)
+
+
+def without_degree(config: ModelConfig) -> ModelConfig:
+    """The same function and weights in a wiring that any number of devices can share out.
+
+    That is for models of one branch, where there is such a wiring; others stay what they are.
+    """
+    wiring = config.traits.with_one_branch
+    if config.num_sublayers > 1 or wiring is None:
+        return config
+    return config.replace(wiring=wiring)
 
 
 def rewired(config: ModelConfig, wiring: str, num_sublayers: int) -> ModelConfig:
@@ -246,6 +267,35 @@ def _kraken(
     )
 
 
+def _streams_are_fixed(config: ModelConfig) -> str:
+    return (
+        f"this {config.wiring} model has {config.num_sublayers} sub-layers with a stream each, "
+        "which is fixed when it is trained"
+    )
+
+
+def _divided(config: ModelConfig, n: int, asked: str) -> ModelConfig:
+    """All heads and columns of a layer in ``n`` branches; ``asked`` is who wants them."""
+    if n < 1:
+        raise ConfigError(f"{asked}: needs 1 or more")
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    columns = _flat_ffn_dim(config)
+    for total, what in (
+        (heads, "query heads"),
+        (kv_heads, "key and value heads"),
+        (columns, "feed-forward columns"),
+    ):
+        if total % n:
+            fits = _divisors(math.gcd(heads, kv_heads, columns))
+            raise ConfigError(f"{asked} does not divide {total} {what}: use one of {fits}")
+    return config.replace(
+        num_sublayers=n,
+        heads_per_sublayer=heads // n,
+        kv_heads_per_sublayer=kv_heads // n,
+        ffn_dim=columns // n,
+    )
+
+
 def _halved_expansion(base: ModelConfig) -> float:
     return _flat_ffn_dim(base) / base.hidden_size / 2
 
@@ -256,6 +306,11 @@ def _flat_ffn_dim(base: ModelConfig) -> int:
 
 def _divide(total: int, n: int, what: str) -> int:
     if total % n:
-        fits = ", ".join(str(k) for k in range(1, total + 1) if total % k == 0)
-        raise ConfigError(f"num_sublayers={n} does not divide {total} {what}: use one of {fits}")
+        raise ConfigError(
+            f"num_sublayers={n} does not divide {total} {what}: use one of {_divisors(total)}"
+        )
     return total // n
+
+
+def _divisors(total: int) -> str:
+    return ", ".join(str(k) for k in range(1, total + 1) if total % k == 0)

@@ -26,6 +26,8 @@ class WiringTraits:
         allreduces_per_layer: sums over branches that each layer begins.
         hidden_allreduces: of all of them in a forward pass, how many have compute to hide behind,
             as (per layer, once per model).
+        with_one_branch: where the function depends on N: with N = 1 it is that of this wiring,
+            which does not.
     """
 
     own_streams: bool
@@ -34,6 +36,12 @@ class WiringTraits:
     conjunction: bool
     allreduces_per_layer: int
     hidden_allreduces: tuple[int, int]
+    with_one_branch: WiringName | None = None
+
+    @property
+    def degree_is_a_choice(self) -> bool:
+        """The function depends on N and the weights do not: N is chosen when a model is loaded."""
+        return self.depends_on_degree and not self.own_streams
 
     def allreduces(self, num_hidden_layers: int) -> int:
         """AllReduces in one forward pass.
@@ -95,6 +103,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
         conjunction=False,
         allreduces_per_layer=1,
         hidden_allreduces=(1, -1),
+        with_one_branch="standard",
     ),
     # The same with no output of a branch's own: attention reads the stream of a layer before
     "lagged": WiringTraits(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenlm.config import ModelConfig
+from krakenlm.config import ModelConfig, with_sublayers
 from krakenlm.data.folder_tokenizer import FolderTokenizer, read_tokenizer
 from krakenlm.engine.answer import Answer, stop_texts
 from krakenlm.engine.engine import Ended, Engine
@@ -102,7 +102,8 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
     """
     check_device(ranks.device_type)
     check_threads(ranks.threads)
-    config, options = read_config(request.directory), request.options
+    options = request.options
+    config = with_sublayers(read_config(request.directory), options.sublayers)
     devices = world_size() if ranks.devices is None else ranks.devices
     check_placement(config, devices, options.placement, tensor_parallel=options.tensor_parallel)
     if request.batch_size is not None and request.batch_size < 1:

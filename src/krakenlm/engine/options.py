@@ -13,6 +13,8 @@ class EngineOptions:
     """How a model is spread out and run; the defaults suit the machine at hand.
 
     Attributes:
+        sublayers: N of a model for which it is a choice (see ``krakenlm.config.with_sublayers``);
+            None is that of its checkpoint.
         placement: units of each group of ranks, ``auto`` to measure the ranks and balance them,
             or None for as even as possible (see ``krakenlm.model.shard.split``).
         tensor_parallel: ranks that share each Kraken sub-layer.
@@ -25,6 +27,7 @@ class EngineOptions:
         pack: linear maps in oneDNN's layout, on CPUs that have it.
     """
 
+    sublayers: int | None = None
     placement: Placement = None
     tensor_parallel: int = 1
     transport: Transport = "auto"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from krakenlm.config import ModelConfig
+from krakenlm.config import ModelConfig, with_sublayers
 from krakenlm.engine.capture import Recordable, not_recorded
 from krakenlm.engine.options import EngineOptions
 from krakenlm.errors import trying
@@ -190,8 +190,9 @@ def place(config: ModelConfig, rank: Rank, dtype: torch.dtype, options: EngineOp
     """Which part of a model this rank holds; ``auto`` times every rank first.
 
     Raises:
-        KrakenError: see ``krakenlm.model.shard.split``.
+        KrakenError: see ``krakenlm.model.shard.split`` and ``krakenlm.config.with_sublayers``.
     """
+    config = with_sublayers(config, options.sublayers)
     t = options.tensor_parallel
     placement = options.placement
     if placement == "auto":
@@ -210,7 +211,7 @@ def _measured_placement(
     seconds_R = everyone.gather(torch.tensor(seconds, dtype=torch.float64, device=rank.device))
     # A group is as fast as the slowest of its ranks.
     of_groups = seconds_R.view(-1, tensor_parallel).amax(1)
-    return balance(units_of(config), of_groups.tolist())
+    return balance(units_of(mine.config), of_groups.tolist())
 
 
 def _head(head_VD: Tensor, options: EngineOptions) -> Callable[[Tensor], Tensor]:

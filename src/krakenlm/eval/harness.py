@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from krakenlm.config import with_sublayers
 from krakenlm.console import notes
 from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError
@@ -19,6 +20,7 @@ from krakenlm.eval.harness_tasks import Asked, find_files, from_files, from_hub
 from krakenlm.eval.model import check_directory, pick_device
 from krakenlm.eval.official import VALIDATION_FILE, Task
 from krakenlm.eval.report import Absence, Backend, EvalReport, TaskScore
+from krakenlm.model.checkpoint import read_config
 from krakenlm.overrides import changed
 
 
@@ -34,6 +36,7 @@ class HarnessModel(Protocol):
         device: where it computes; of several, the first.
         runtime: what runs it.
         devices: how many it is shared out to.
+        sublayers: N, where another one than the model's own was asked for.
     """
 
     parameters: int
@@ -42,6 +45,7 @@ class HarnessModel(Protocol):
     truncated: int
     runtime: Backend
     devices: int
+    sublayers: int | None
 
     @property
     def max_length(self) -> int: ...  # noqa: D102  listed above
@@ -54,23 +58,28 @@ class HarnessModel(Protocol):
         ...
 
 
-def with_transformers(model: str | Path, device: str = "auto") -> Callable[[int], HarnessModel]:
+def with_transformers(
+    model: str | Path, device: str = "auto", sublayers: int | None = None
+) -> Callable[[int], HarnessModel]:
     """Have the harness ask a model through Transformers; given a batch size, the result loads it.
 
     Args:
         model: a model directory with a tokenizer.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
 
     Raises:
-        KrakenError: no such device or model.
+        KrakenError: no such device or model, or N is no choice for it.
     """
     check_directory(Path(model))
+    if sublayers is not None:
+        with_sublayers(read_config(Path(model)), sublayers)
     target = pick_device(device)
 
     def load(batch_size: int) -> HarnessModel:
         from krakenlm.eval.harness_model import KrakenLM
 
-        return KrakenLM(str(model), device=str(target), batch_size=batch_size)
+        return KrakenLM(str(model), device=str(target), batch_size=batch_size, sublayers=sublayers)
 
     return load
 
@@ -134,6 +143,7 @@ def evaluate(
         model=str(model),
         backend=lm.runtime,
         devices=lm.devices,
+        sublayers=lm.sublayers,
         parameters=lm.parameters,
         dtype=lm.dtype_name,
         context=lm.max_length,

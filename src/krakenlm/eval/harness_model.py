@@ -69,6 +69,7 @@ class KrakenLM(CountingLM, HFLM):  # type: ignore[misc]
         max_length: int | None = None,
         add_bos_token: bool = False,
         softmax_dtype: str | None = None,
+        sublayers: int | None = None,
     ) -> None:
         """Load a model.
 
@@ -81,11 +82,13 @@ class KrakenLM(CountingLM, HFLM):  # type: ignore[misc]
             max_length: tokens a request may have; the model's context length if not given.
             add_bos_token: begin each request with the tokenizer's first token.
             softmax_dtype: that log-likelihoods are computed in; that of the logits if not given.
+            sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
 
         Raises:
             KrakenError: no such device or number format, or not a whole model.
         """
-        model = load_causal_lm(pretrained, device=pick_device(device or "auto"))
+        target = pick_device(device or "auto")
+        model = load_causal_lm(pretrained, device=target, sublayers=sublayers)
         arguments = {
             "pretrained": model if dtype == "auto" else model.to(_dtype_named(dtype)),
             "tokenizer": load_tokenizer(pretrained),
@@ -98,6 +101,7 @@ class KrakenLM(CountingLM, HFLM):  # type: ignore[misc]
         }
         require_arguments(HFLM.__init__, arguments)  # it passes over what it does not know
         super().__init__(**arguments)
+        self.sublayers = sublayers
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.dtype_name = str(self.model.dtype).removeprefix("torch.")
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import krakenlm  # noqa: F401  makes AutoModelForCausalLM know model_type "kraken"
+from krakenlm.config import with_sublayers
 from krakenlm.errors import KrakenError, first_line
-from krakenlm.model.checkpoint import open_tensors
+from krakenlm.model.checkpoint import open_tensors, read_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -64,24 +65,31 @@ def check_directory(directory: Path) -> None:
 
 
 def load_causal_lm(
-    directory: str | Path, *, device: str | torch.device = "cpu"
+    directory: str | Path, *, device: str | torch.device = "cpu", sublayers: int | None = None
 ) -> "PreTrainedModel":
     """Load a causal language model of a local directory for evaluation, in its own number format.
 
     Only safetensors files are read, and no code that comes with the model is run.
 
+    Args:
+        directory: of the model.
+        device: where to.
+        sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
+
     Raises:
         KrakenError: the directory, its config or its weights are missing, damaged or do not fit
-            each other.
+            each other, or N is no choice for this model.
     """
     directory = Path(directory)
     check_directory(directory)
+    changes = {} if sublayers is None else {"config": _config_with(directory, sublayers)}
     from transformers import AutoModelForCausalLM
 
     try:
         with _quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(directory),
+                **changes,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -89,11 +97,21 @@ def load_causal_lm(
                 output_loading_info=True,
             )
     except KrakenError as error:
+        if changes:
+            raise  # of the weights: the configuration has been read
         raise KrakenError(f"{directory / 'config.json'}: {error}") from error
     except Exception as error:  # Transformers raises many kinds, none of them for people
         raise KrakenError(f"cannot load the model in {directory}: {first_line(error)}") from error
     _check_report(directory, report)
     return model.to(device).eval()
+
+
+def _config_with(directory: Path, sublayers: int) -> "PreTrainedConfig":
+    from krakenlm.integrations.hf_config import KrakenConfig
+
+    config = with_sublayers(read_config(directory), sublayers)
+    own = KrakenConfig.from_pretrained(directory).to_dict()  # with keys of Transformers'
+    return KrakenConfig(**{**own, **config.to_dict()})
 
 
 def _check_report(directory: Path, report: dict[str, Any]) -> None:

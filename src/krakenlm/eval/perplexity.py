@@ -5,6 +5,7 @@ its documents. Every token but the very first is predicted exactly once.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from krakenlm.config import with_sublayers
 from krakenlm.console import progress_bar
 from krakenlm.data.same_tokenizer import check_model_tokenizer
 from krakenlm.data.shards import Tokens, largest
@@ -23,6 +25,7 @@ from krakenlm.data.tokens import open_split
 from krakenlm.errors import KrakenError
 from krakenlm.eval.model import check_directory, load_causal_lm, pick_device
 from krakenlm.eval.windows import Window, batches, padded, windows_of
+from krakenlm.model.checkpoint import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +86,7 @@ def perplexity(
     per_document: bool = False,
     split: str = "validation",
     other_tokenizer: bool = False,
+    sublayers: int | None = None,
 ) -> PerplexityResult:
     """Measure a model's perplexity on prepared tokens or on a text file.
 
@@ -99,18 +103,22 @@ def perplexity(
         per_document: predict each document from nothing but an end-of-text token and itself.
         split: of the prepared directory.
         other_tokenizer: take tokens that another tokenizer made than the model has.
+        sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
 
     Raises:
-        KrakenError: the model or the data are missing or damaged, or do not fit each other.
+        KrakenError: the model or the data are missing or damaged, or do not fit each other, or N
+            is no choice for this model.
     """
     if batch_size < 1:
         raise KrakenError(f"batch size {batch_size} cannot work: choose at least 1")
     model, data = Path(model), Path(data)
     check_directory(model)
+    if sublayers is not None:
+        with_sublayers(read_config(model), sublayers)
     target = pick_device(device)
     # The text first: it is quick to refuse, a large model is slow to load.
     text = _text_of(data, split, model, other_tokenizer)
-    loaded = load_causal_lm(model, device=target)
+    loaded = load_causal_lm(model, device=target, sublayers=sublayers)
     window = _check_window(window, loaded.config, model)
     stride = _check_stride(stride, window)
     _check_tokens(text.tokens, loaded.config.vocab_size, data, model)
@@ -126,6 +134,33 @@ def perplexity(
     return PerplexityResult.of(
         nats, predicted, text.bytes, window=window, stride=stride, per_document=per_document
     )
+
+
+def perplexity_of_each(
+    model: str | Path, data: str | Path, sublayers: Sequence[int], **settings: Any
+) -> dict[int, PerplexityResult]:
+    """What each N makes of a model for which it is a choice.
+
+    Args:
+        model: see ``perplexity``.
+        data: likewise.
+        sublayers: the values of N.
+        settings: the other arguments of ``perplexity``.
+
+    Returns:
+        A result for each N, in this order; where the model's own is not among them, it comes first.
+
+    Raises:
+        KrakenError: as ``perplexity``; before anything is measured where an N does not fit.
+    """
+    if len(set(sublayers)) < len(sublayers):
+        raise KrakenError(f"--sublayers {','.join(map(str, sublayers))}: give each number once")
+    stored = read_config(Path(model))
+    for n in sublayers:
+        with_sublayers(stored, n)
+    own = stored.num_sublayers
+    each = [*sublayers] if own in sublayers else [own, *sublayers]
+    return {n: perplexity(model, data, sublayers=n, **settings) for n in each}
 
 
 @torch.inference_mode()

@@ -81,6 +81,7 @@ class EvalReport:
         model: its directory, as it was given.
         backend: what ran it.
         devices: how many it was shared out to.
+        sublayers: N, where another one than the model's own was asked for.
         parameters: of the whole model.
         dtype: that it computed in.
         context: tokens that a request may have.
@@ -99,6 +100,7 @@ class EvalReport:
     model: str
     backend: Backend = "hf"
     devices: int = 1
+    sublayers: int | None = None
     parameters: int
     dtype: str
     context: int
@@ -114,6 +116,11 @@ class EvalReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return dataclasses.asdict(self)
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.model if self.sublayers is None else f"{self.model}, N={self.sublayers}"
 
     def score_of(self, task: str) -> TaskScore | None:
         """The entry of a task, where it was run."""

@@ -32,7 +32,7 @@ def score_table(reports: Sequence[EvalReport]) -> Table:
     for report in reports:
         scores = {task: report.score_of(task) for task in tasks}
         cells = [_cell(score) for score in scores.values()]
-        table.add_row(escape(report.model), *cells, _mean([scores[task] for task in shared]))
+        table.add_row(escape(report.name), *cells, _mean([scores[task] for task in shared]))
     return table
 
 

@@ -4,6 +4,8 @@ The model is ``krakenlm.model.decoder.Decoder`` with all branches in one process
 caches, masks and attention functions. Shape letters: see ``krakenlm.model``.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -28,6 +31,7 @@ from krakenlm.integrations.hf_compat import (
     passed_on,
 )
 from krakenlm.integrations.hf_config import KrakenConfig
+from krakenlm.integrations.rewiring import state_as
 from krakenlm.model.attention import Attention
 from krakenlm.model.block_attention import attend_in_blocks_with_gradient
 from krakenlm.model.decoder import Decoder, initialise_module
@@ -61,6 +65,36 @@ class KrakenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             # Trainer warns of what a checkpoint lacks, but for these.
             self._keys_to_ignore_on_save = {"lm_head.weight"}
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Transformers has it; a ``config`` of another N reads the same weights.
+
+        That is for wirings where N is a choice, see ``krakenlm.config.with_sublayers``, and for
+        local folders.
+        """
+        directory = Path(pretrained_model_name_or_path or "")
+        state = None
+        if isinstance(config, KrakenConfig) and (directory / "config.json").is_file():
+            state = state_as(directory, config.to_model_config())
+        if state is None:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, **kwargs
+            )
+        if (directory / "generation_config.json").is_file():
+            kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(directory))
+        loaded = super().from_pretrained(
+            None, *model_args, config=config, state_dict=state, **kwargs
+        )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.name_or_path = model.name_or_path = str(directory)
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from krakenlm.config import ModelConfig, rewired
+from krakenlm.config import ModelConfig, rewired, with_sublayers
 from krakenlm.errors import KrakenError
 from krakenlm.files import whole_directory, write_json
 from krakenlm.model.checkpoint import read_config, read_shard, stored_dtype
-from krakenlm.model.shard import split
+from krakenlm.model.shard import Shard, split
 
 # What a model folder holds beside its weights and their configuration: tokenizer, chat template,
 # how to generate.
 _CARRIED_OVER = (".json", ".jinja", ".txt", ".model")
+_OF_A_LAYOUT = ("heads_per_sublayer", "kv_heads_per_sublayer", "ffn_dim")
 _LEFT_OUT = {"config.json", "model.safetensors.index.json"}
 
 
@@ -31,6 +33,37 @@ class Rewired:
     config: ModelConfig
     before: str
     is_another_function: bool
+
+
+def state_as(directory: Path, config: ModelConfig) -> dict[str, Tensor] | None:
+    """A checkpoint's tensors, where its N is a choice and ``config`` chooses another one.
+
+    Args:
+        directory: a model folder.
+        config: of ``KrakenForCausalLM``, whose names the tensors have.
+
+    Returns:
+        None where the file's own tensors are those of ``config``, or cannot become them.
+
+    Raises:
+        KrakenError: ``directory`` is no whole model.
+    """
+    stored = read_config(directory)
+    if stored.wiring != config.wiring or stored.num_sublayers == config.num_sublayers:
+        return None
+    try:
+        chosen = with_sublayers(stored, config.num_sublayers)
+    except KrakenError:
+        return None
+    if any(getattr(chosen, name) != getattr(config, name) for name in _OF_A_LAYOUT):
+        return None
+    return _state_of(directory, split(chosen, 1)[0])
+
+
+def _state_of(directory: Path, whole: Shard) -> dict[str, Tensor]:
+    state = read_shard(directory, whole, stored_dtype(directory))
+    names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
 def rewire(
@@ -58,13 +91,8 @@ def rewire(
     whole = split(wanted, 1)[0]
     with whole_directory(out) as folder:
         write_json(folder / "config.json", whole.local_config.to_hf_dict())
-        state = read_shard(source, whole, stored_dtype(source))
-        names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
-        save_file(
-            {names[name]: tensor for name, tensor in state.items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        state = _state_of(source, whole)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         for path in sorted(Path(source).iterdir()):
             if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
                 shutil.copyfile(path, folder / path.name)

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from krakenlm.config import ModelConfig
+from krakenlm.config import ModelConfig, without_degree
 from krakenlm.errors import KrakenError
 
 
@@ -122,6 +122,8 @@ def split(
 ) -> list[Shard]:
     """Divide a model over devices.
 
+    A model of one branch is divided as the wiring that it is the same as, if there is one.
+
     Args:
         config: of the whole model.
         devices: ranks.
@@ -138,6 +140,8 @@ def split(
     """
     if devices < 1:
         raise KrakenError(f"--devices {devices}: needs 1 or more")
+    if devices > 1 and tensor_parallel == 1:
+        config = without_degree(config)
     _check_tensor_parallel(config, devices, tensor_parallel)
     groups = devices // tensor_parallel
     _check_groups(config, devices, groups)
@@ -176,6 +180,10 @@ def _unit_name(config: ModelConfig) -> str:
     return "sub-layers" if config.traits.depends_on_degree else "key and value heads"
 
 
+def _or_another_n(config: ModelConfig) -> str:
+    return ", or choose another N with --sublayers" if config.traits.degree_is_a_choice else ""
+
+
 def _check_tensor_parallel(config: ModelConfig, devices: int, tensor_parallel: int) -> None:
     option = f"--tensor-parallel {tensor_parallel}"
     if tensor_parallel < 1:
@@ -208,7 +216,7 @@ def _check_groups(config: ModelConfig, devices: int, groups: int) -> None:
         among = f" among {groups} groups of {ranks_per_group}" if ranks_per_group > 1 else ""
         raise KrakenError(
             f"--devices {devices}: this {config.wiring} model has {units} {_unit_name(config)} to "
-            f"share out{among}: use at most {units * ranks_per_group}"
+            f"share out{among}: use at most {units * ranks_per_group}{_or_another_n(config)}"
         )
 
 

@@ -3,20 +3,24 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from krakenlm.config.costs import count_parameters
+from krakenlm.config import count_parameters, with_sublayers
 from krakenlm.eval.harness import HarnessModel, require_harness
 from krakenlm.eval.model import check_directory
 from krakenlm.eval.report import Backend
 from krakenlm.model.checkpoint import read_config
 from krakenlm.overrides import require_arguments
 from krakenlm.serving.machine import QUIET, cpu_settings, vllm_is_for_cpus
+from krakenlm.serving.options import KEY
 from krakenlm.serving.parts import own_shard
 
 
-def with_vllm(model: Path, devices: int) -> Callable[[int], HarnessModel]:
+def with_vllm(
+    model: Path, devices: int, sublayers: int | None = None
+) -> Callable[[int], HarnessModel]:
     """Have the harness ask a model through vLLM; given a batch size, the result loads it.
 
     Loading sets environment variables that the user has not set, for vLLM's processes to inherit.
@@ -24,12 +28,13 @@ def with_vllm(model: Path, devices: int) -> Callable[[int], HarnessModel]:
     Args:
         model: a checkpoint folder of krakenlm with a tokenizer.
         devices: tensor-parallel ranks.
+        sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
 
     Raises:
-        KrakenError: no such model, a number of devices that does not fit it, or no vLLM.
+        KrakenError: no such model, a number of devices or an N that does not fit it, or no vLLM.
     """
     check_directory(model)
-    config = read_config(model)
+    config = with_sublayers(read_config(model), sublayers)
     own_shard(config, 0, devices)
     settings = {**QUIET, **(cpu_settings(devices) if vllm_is_for_cpus() else {})}
     require_harness()
@@ -37,12 +42,15 @@ def with_vllm(model: Path, devices: int) -> Callable[[int], HarnessModel]:
     def load(batch_size: int) -> HarnessModel:
         for name, value in settings.items():
             os.environ.setdefault(name, value)
-        return _harness_model(model, devices, count_parameters(config), batch_size)
+        parameters = count_parameters(config)
+        return _harness_model(model, devices, parameters, batch_size, sublayers)
 
     return load
 
 
-def _harness_model(model: Path, devices: int, parameters: int, batch_size: int) -> HarnessModel:
+def _harness_model(
+    model: Path, devices: int, parameters: int, batch_size: int, sublayers: int | None
+) -> HarnessModel:
     """The harness's own vLLM model, with what a report asks; vLLM starts here."""
     from lm_eval.models.vllm_causallms import VLLM
 
@@ -61,8 +69,12 @@ def _harness_model(model: Path, devices: int, parameters: int, batch_size: int) 
             }
             require_arguments(VLLM.__init__, arguments)
             # What the harness does not know goes to vLLM, which refuses what it does not know.
-            super().__init__(**arguments, max_num_seqs=batch_size)
+            of_vllm: dict[str, Any] = {"max_num_seqs": batch_size}
+            if sublayers is not None:
+                of_vllm["additional_config"] = {KEY: {"sublayers": sublayers}}
+            super().__init__(**arguments, **of_vllm)
             self.devices = devices
+            self.sublayers = sublayers
             self.parameters = parameters
 
         @property

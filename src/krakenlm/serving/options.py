@@ -19,6 +19,8 @@ class ServingOptions:
             hide sums behind.
         transport: what carries ``async`` sums between CPUs; ``auto`` is shared memory within a
             host and sockets between hosts. GPUs exchange through NCCL.
+        sublayers: N of a model for which it is a choice (see ``krakenlm.config.with_sublayers``);
+            by default that of its checkpoint.
 
     Raises:
         ConfigError: an unknown option or value.
@@ -26,6 +28,7 @@ class ServingOptions:
 
     overlap: Literal["auto", "async", "sync"] = "auto"
     transport: Literal["auto", "shared-memory", "sockets", "process-group"] = "auto"
+    sublayers: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

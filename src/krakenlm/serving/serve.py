@@ -9,17 +9,19 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from krakenlm.config import with_sublayers
 from krakenlm.console import notes, results
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config
 from krakenlm.serving.machine import QUIET, VLLM, cpu_settings, vllm_is_for_cpus
+from krakenlm.serving.options import KEY
 from krakenlm.serving.parts import own_shard
 from krakenlm.serving.requests import has_chat_template, streaming_request, values_of
 
@@ -48,18 +50,20 @@ class Launch:
         return streaming_request(self.url, self.model)
 
 
-def serve(model: Path, devices: int, flags: Sequence[str]) -> int:
+def serve(model: Path, devices: int, flags: Sequence[str], sublayers: int | None = None) -> int:
     """Run vLLM's server until it ends or is told to; returns its exit status.
 
     Args:
         model: a checkpoint folder.
         devices: tensor-parallel ranks.
         flags: passed on to ``vllm serve``.
+        sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
 
     Raises:
-        KrakenError: no vLLM here, a folder that holds no model, a port in use.
+        KrakenError: no vLLM here, a folder that holds no model, an N that it cannot have, a port
+            in use.
     """
-    launch, process = _start(model, devices, flags)
+    launch, process = _start(model, devices, flags, sublayers=sublayers)
     # Ctrl-C reaches both processes; the server ends its requests, this one waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -102,9 +106,20 @@ def running(
 
 
 def _start(
-    model: Path, devices: int, flags: Sequence[str], settings: Mapping[str, str] | None = None
+    model: Path,
+    devices: int,
+    flags: Sequence[str],
+    settings: Mapping[str, str] | None = None,
+    sublayers: int | None = None,
 ) -> tuple[Launch, subprocess.Popen[bytes]]:
-    launch = plan(model, devices, flags, on_cpu=vllm_is_for_cpus(), environment=os.environ)
+    launch = plan(
+        model,
+        devices,
+        flags,
+        on_cpu=vllm_is_for_cpus(),
+        environment=os.environ,
+        sublayers=sublayers,
+    )
     if launch.url:
         _check_port(launch.url)
     environment = {**(settings or {}), **os.environ, **launch.environment}
@@ -118,6 +133,7 @@ def plan(
     *,
     on_cpu: bool,
     environment: Mapping[str, str],
+    sublayers: int | None = None,
 ) -> Launch:
     """What to start.
 
@@ -127,11 +143,12 @@ def plan(
         flags: of the user, for ``vllm serve``.
         on_cpu: vLLM's build is the one for CPUs.
         environment: of this process.
+        sublayers: another N than the model's own, see ``krakenlm.config.with_sublayers``.
 
     Raises:
-        KrakenError: no model there, or a number of devices that does not fit it.
+        KrakenError: no model there, or a number of devices or an N that does not fit it.
     """
-    config = read_config(model)
+    config = with_sublayers(read_config(model), sublayers)
     own_shard(config, 0, devices)  # whether it can be shared out, said before vLLM starts
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
     defaults = {
@@ -142,6 +159,9 @@ def plan(
     }
     if on_cpu:
         defaults["--dtype"] = "float32"
+    if sublayers is not None:
+        _refuse_whole_table(sublayers, given)
+        defaults[f"--additional-config.{KEY}.sublayers"] = str(sublayers)
     if not has_chat_template(model):
         defaults["--chat-template"] = str(_PLAIN_CHAT)
     chosen = {name: value for name, value in defaults.items() if name not in given}
@@ -156,6 +176,15 @@ def plan(
         url="" if "--headless" in given else _url(values["--host"], values["--port"]),
         model=values["--served-model-name"],
     )
+
+
+def _refuse_whole_table(sublayers: int, given: Collection[str]) -> None:
+    """vLLM joins parts of a table, and takes the last of several whole ones."""
+    if "--additional-config" in given:
+        raise KrakenError(
+            f"--sublayers {sublayers}: it goes into vLLM's --additional-config, which is given as "
+            f"a whole: give its parts as --additional-config.{KEY}.OPTION VALUE"
+        )
 
 
 def _devices_here(devices: int, values: Mapping[str, str]) -> int:

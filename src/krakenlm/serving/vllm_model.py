@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from krakenlm.config import ModelConfig
+from krakenlm.config import ModelConfig, with_sublayers
 from krakenlm.model.attention import Attention
 from krakenlm.model.checkpoint import stream_shard
 from krakenlm.model.decoder import Decoder
@@ -39,9 +39,11 @@ class RankDecoder(nn.Module):
 
     def __init__(self, *, vllm_config: api.VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config = vllm_config.model_config.hf_config.to_model_config()
+        options = ServingOptions.from_additional_config(vllm_config.additional_config)
+        stored = vllm_config.model_config.hf_config.to_model_config()
         rank, ranks = api.rank_and_ranks()
-        self.shard = own_shard(config, rank, ranks)
+        self.shard = own_shard(with_sublayers(stored, options.sublayers), rank, ranks)
+        config = self.shard.config
         local = self.shard.local_config
         self.decoder = Decoder(
             local, api.parallel_embedding(config.vocab_size, config.hidden_size, prefix)
@@ -57,7 +59,6 @@ class RankDecoder(nn.Module):
             )
             for index in range(config.num_hidden_layers)
         )
-        options = ServingOptions.from_additional_config(vllm_config.additional_config)
         self._slots = _slots(config, options) if ranks > 1 else None
 
     def forward(
