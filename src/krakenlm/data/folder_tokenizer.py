@@ -141,10 +141,7 @@ def _is_read_here(settings: Settings, model: Settings) -> bool:
         settings: what stands in ``tokenizer_config.json``.
         model: what stands in the ``config.json`` beside it.
     """
-    if (
-        settings.keys() & {"auto_map", "fast_tokenizer_files"}
-        or model.get("model_type") not in _OURS
-    ):
+    if settings.keys() & _ELSEWHERE or model.get("model_type") not in _OURS:
         return False
     name = settings.get("tokenizer_class") or model.get("tokenizer_class")
     if name in _AS_IN_THE_FILE:
