@@ -260,10 +260,11 @@ def test_a_killed_process_ends_the_whole_command(start, long_model, whom, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0])
 def test_ctrl_c_while_the_ranks_start(start, long_model, seconds):
     """What starts them is busy importing: it ends without a word all the same."""
-    running = start("generate", long_model, "--prompt", "Line", "--devices", 2)
+    arguments = ("--prompt", "Line", "--devices", 2, "--max-new-tokens", LONG)
+    running = start("generate", long_model, *arguments)
     running.wait_for(running.workers)
     time.sleep(seconds)
     running.send(signal.SIGINT)
