@@ -19,7 +19,7 @@ SUBLAYERS = 4
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    save_model(folder, tokenizer, wiring="shared")
+    save_model(folder, tokenizer, wiring="shared", initializer_range=0.3)
     flags = [
         "--devices",
         "2",
