@@ -130,10 +130,11 @@ def test_answers_are_those_of_the_model_laid_out_so(shared, tmp_path):
 
 
 def test_the_command_answers_with_n(cli, shared):
-    said = [
-        cli("generate", shared, "--prompt", "Line", "--max-new-tokens", "9", *chosen).out
-        for chosen in ([], ["--sublayers", "2"], ["--sublayers", "6"])
-    ]
+    said = []
+    for chosen in ([], ["--sublayers", "2"], ["--sublayers", "6", "--placement", "6"]):
+        outcome = cli("generate", shared, "--prompt", "Line", "--max-new-tokens", "9", *chosen)
+        assert outcome.code == 0, outcome.err
+        said.append(outcome.out)
     assert said[0] == said[1] != said[2]
 
 
