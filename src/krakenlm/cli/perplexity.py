@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 
     from krakenlm.eval.perplexity import PerplexityResult
 
+_Sublayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Run a shared model, whose N is a choice, as so many sub-layers; several numbers "
+        "give a table of what each costs.",
+        show_default="the model's own",
+    ),
+]
+
 
 def perplexity(
     model: Annotated[Path, typer.Argument(help="A model directory.", show_default=False)],
@@ -41,15 +51,7 @@ def perplexity(
             help="Take documents one by one; otherwise windows reach over their ends.",
         ),
     ] = False,
-    sublayers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Run a shared model, whose N is a choice, as so many sub-layers; several numbers "
-            "give a table of what each costs.",
-            show_default="the model's own",
-        ),
-    ] = None,
+    sublayers: _Sublayers = None,
     other_tokenizer: OtherTokenizerOption = False,
     device: OneDeviceOption = "auto",
     json: Annotated[
