@@ -49,10 +49,22 @@ def vanish(rank: Rank) -> None:
     dist.barrier()
 
 
-def where(rank: Rank) -> None:
-    status = Path(f"/proc/{os.getppid()}/status").read_text()
-    (threads,) = [line.split()[1] for line in status.splitlines() if line.startswith("Threads:")]
-    rank.emit((os.getppid(), int(threads), sorted(os.sched_getaffinity(0))))
+def threads_here() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+class ThreadsOfTheStarter:
+    """An argument that becomes, where ranks are about to be forked, the number of threads there.
+
+    Forking, OpenBLAS ends its own, so that a rank would find too few.
+    """
+
+    def __reduce__(self):
+        return threads_here, ()
+
+
+def where(rank: Rank, threads: int) -> None:
+    rank.emit((os.getppid(), threads, sorted(os.sched_getaffinity(0))))
 
 
 def killed(rank: Rank, whom: str) -> None:
@@ -106,7 +118,7 @@ def test_every_rank_is_heard_and_they_share_the_cores():
 
 def test_ranks_come_from_one_process_without_threads_and_keep_to_their_cores():
     """A process with threads, such as OpenBLAS starts for NumPy, must not fork."""
-    heard = run(where)
+    heard = run(where, ThreadsOfTheStarter())
     (starter,) = {parent for parent, _, _ in heard}
     assert starter != os.getpid()
     assert [threads for _, threads, _ in heard] == [1, 1]
