@@ -1,17 +1,22 @@
-"""Serve the 124M standard model and its Krakens with vLLM, and keep what clients see.
+"""Serve the 124M standard model and its rivals with vLLM, and keep what clients see.
 
-    .vllm/bin/python scripts/publish_serving.py --tokenizer FOLDER [--rounds 3] [--num-prompts 4]
+    .vllm/bin/python scripts/publish_serving.py [SCENARIO...] --tokenizer FOLDER [--rounds 3]
     python scripts/publish_serving.py --draw
 
-The models have random weights, which changes no time. ``krakenlm bench serve`` measures them; its
-JSON is kept under docs/results/serving with a picture, and the tables of docs/serving.md are made
-from it. ``--draw`` measures nothing. Run nothing else meanwhile.
+The models have random weights, which changes no time. ``krakenlm bench serve`` measures them, on
+one host or, as root, on two nodes with a real link between them; its JSON is kept under
+docs/results/serving with a picture, and the tables of docs/serving.md are made from it. ``--draw``
+measures nothing. Run nothing else meanwhile.
 """
 
 import argparse
+import os
 import shutil
+import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -30,8 +35,40 @@ from krakenlm.spread import Spread
 
 PAGE = recording.DOCS / "serving.md"
 RESULTS = recording.RESULTS / "serving"
-REPORT = RESULTS / "cpu-2-ranks.json"
 PICTURE = RESULTS / "cpu-2-ranks.png"
+
+
+class Scenario(NamedTuple):
+    """One setting: the rate of a link between two nodes, or none, and what is asked of whom."""
+
+    rate: str | None
+    models: tuple[str, ...]
+    concurrency: str
+
+    def command(self, rounds: int, num_prompts: int, report: str) -> list[str]:
+        """The words that measure it, as a reader would give them."""
+        begin = ["scripts/two_nodes.sh", self.rate] if self.rate else ["krakenlm", "bench", "serve"]
+        devices = [] if self.rate else ["--devices", "2"]
+        options = {
+            "--concurrency": self.concurrency,
+            "--rounds": str(rounds),
+            "--num-prompts": str(num_prompts),
+            "--output-json": report,
+        }
+        return [
+            *begin,
+            *self.models,
+            *devices,
+            *(word for pair in options.items() for word in pair),
+        ]
+
+
+SCENARIOS = {
+    "cpu-2-ranks": Scenario(None, ("standard", "kraken-published", "kraken-keep-width"), "1,4,16"),
+    "veth-1gbit": Scenario(
+        "1gbit", ("standard", "kraken-published", "shared", "lagged-layer"), "1"
+    ),
+}
 
 
 def models() -> dict[str, ModelConfig]:
@@ -41,21 +78,33 @@ def models() -> dict[str, ModelConfig]:
         "standard": standard,
         "kraken-published": derive(standard, 2),
         "kraken-keep-width": derive(standard, 2, rule="keep-width"),
+        "shared": derive(standard, 2, rule="shared"),
+        "lagged-layer": standard.replace(wiring="lagged-layer"),
     }
+
+
+def report_of(scenario: str) -> Path:
+    """Where its numbers are kept."""
+    return RESULTS / f"{scenario}.json"
 
 
 def measure(options: argparse.Namespace) -> None:
     """Write the models, and measure them with the package's own command."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for model, config in models().items():
             _save(folder / model, config, options.tokenizer)
-        command = (
-            f"bench serve {' '.join(models())} --devices 2 --rounds {options.rounds} "
-            f"--num-prompts {options.num_prompts} --output-json {REPORT.name}"
-        )
-        recording.Record(RESULTS, folder).krakenlm("what clients see", command)
-        shutil.copyfile(folder / REPORT.name, REPORT)
+        for scenario in options.scenarios or SCENARIOS:
+            report = report_of(scenario)
+            words = SCENARIOS[scenario].command(options.rounds, options.num_prompts, report.name)
+            if SCENARIOS[scenario].rate:
+                command = [str(recording.ROOT / words[0]), *words[1:]]
+            else:
+                command = [*recording.KRAKENLM, *words[1:]]
+            record = recording.Record(RESULTS / scenario, folder)
+            record.run("what clients see", command, " ".join(words), environment)
+            shutil.copyfile(folder / report.name, report)
 
 
 def _save(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
@@ -70,9 +119,9 @@ def _save(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
     load_tokenizer(tokenizer).save_pretrained(folder)
 
 
-def serving_table() -> str:
+def serving_table(scenario: str) -> str:
     """What clients saw of each model under each load."""
-    report = ServingReport.load(REPORT)
+    report = ServingReport.load(report_of(scenario))
     load = report.results[0].load
     rounds = 1 + max(result.round for result in report.results)
     environment = report.environment
@@ -87,7 +136,7 @@ def serving_table() -> str:
 
 def draw() -> None:
     """The time to the first token and the time per token over requests at a time."""
-    results = ServingReport.load(REPORT).results
+    results = ServingReport.load(report_of(PICTURE.stem)).results
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (title, field) in zip(
@@ -121,11 +170,20 @@ def _over_loads(results: list[Served], field: str) -> tuple[list[int], list[Spre
     return loads, spreads
 
 
-TABLES = {"served": serving_table}
+def known(name: str) -> str:
+    """A scenario's name, if it is one."""
+    if name not in SCENARIOS:
+        raise argparse.ArgumentTypeError(f"no scenario {name}: choose from {', '.join(SCENARIOS)}")
+    return name
+
+
+TABLES = {"served": partial(serving_table, "cpu-2-ranks")}
 
 
 if __name__ == "__main__":
     parser = recording.option_parser(__doc__)
+    names = ", ".join(SCENARIOS)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", type=known, help=names)
     parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-prompts", type=int, default=4, help="for each place under way")

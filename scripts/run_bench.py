@@ -37,11 +37,18 @@ class Scenario(NamedTuple):
 
 
 def latency(rest: str, ranks: str = "--devices 2") -> str:
-    """The command that times all models, with what a prefill of each consists of."""
-    models = "--kraken published,keep-width,hardware-friendly --prefill-chunks 1,2"
+    """The command that times all models."""
     return (
         f"krakenlm bench latency --size 124M {ranks} --dtype bfloat16 --input-len 512 "
-        f"--output-len 16 {models} --breakdown {rest}"
+        f"--output-len 16 --kraken published,keep-width {rest}"
+    )
+
+
+def chunked(rest: str) -> str:
+    """The command that times models in one chunk and in two, with what a prefill consists of."""
+    models = "--kraken published,keep-width,hardware-friendly --prefill-chunks 1,2 --breakdown"
+    return latency(rest).replace(
+        "--kraken published,keep-width", f"--wirings standard,parallel,ladder,kraken {models}"
     )
 
 
@@ -78,16 +85,10 @@ VLLM_VERSIONS = (
 )
 EIGHT_ROUNDS = "--num-iters 8 --num-iters-warmup 2"
 SCENARIOS = {
-    "one-host": Scenario(None, latency(EIGHT_ROUNDS)),
+    "one-host": Scenario(None, latency(f"--breakdown {EIGHT_ROUNDS}")),
     "veth-1gbit": Scenario("1gbit", latency(EIGHT_ROUNDS)),
-    "veth-1gbit-gloo": Scenario(
-        "1gbit",
-        "krakenlm bench latency --size 124M --wirings standard,parallel,ladder,kraken "
-        "--kraken published,keep-width --devices 2 --dtype bfloat16 --input-len 512 "
-        f"--output-len 16 --transport process-group {EIGHT_ROUNDS}",
-    ),
+    "veth-1gbit-gloo": Scenario("1gbit", latency(f"--transport process-group {EIGHT_ROUNDS}")),
     "veth-100mbit": Scenario("100mbit", latency("--num-iters 4 --num-iters-warmup 1")),
-    "emulated-10gbit": Scenario(None, latency(f"{EIGHT_ROUNDS} --link gbps=10,latency_us=30")),
     "emulated-4-ranks": Scenario(
         None,
         latency(
@@ -95,6 +96,9 @@ SCENARIOS = {
             ranks="--devices 4 --emulate-peers --threads 1",
         ),
     ),
+    "veth-1gbit-chunks": Scenario("1gbit", chunked(EIGHT_ROUNDS)),
+    "veth-100mbit-chunks": Scenario("100mbit", chunked("--num-iters 4 --num-iters-warmup 1")),
+    "emulated-10gbit": Scenario(None, chunked(f"{EIGHT_ROUNDS} --link gbps=10,latency_us=30")),
     "allreduce-one-host": Scenario(None, "krakenlm bench allreduce --devices 2 --num-iters 40"),
     "allreduce-1gbit": Scenario("1gbit", "krakenlm bench allreduce --devices 2 --num-iters 40"),
 }

@@ -1,8 +1,9 @@
-"""How fast does a Kraken train beside the loop over sub-layers and beside the standard model?
+"""How fast does each wiring train beside the standard model, and Kraken beside a loop?
 
 Forward and backward pass of the 125M 4-way Kraken, of the same model as a loop over its sub-layers
-(tests/sublayer_loop.py) and of the standard 124M model, in turn, on random tokens; medians with
-their spread, and the bytes that each keeps for its backward pass.
+(tests/sublayer_loop.py), and of the 124M shape as the standard model and in the wirings that share
+its weights, in turn, on random tokens; medians with their spread, and the bytes that each keeps for
+its backward pass.
 
     python scripts/training_speed.py --output-json docs/results/training/speed.json
     python scripts/training_speed.py --draw
@@ -27,7 +28,7 @@ import training_page
 
 sys.path.insert(0, str(recording.ROOT / "tests"))
 
-from krakenlm.config import ModelConfig, model_config
+from krakenlm.config import ModelConfig, derive, model_config
 from krakenlm.files import write_json
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -45,9 +46,12 @@ def measure(options: argparse.Namespace) -> None:
     kraken, standard = (model_config(name) for name in ("kraken-125M-4way", "124M"))
     stacked = _model(kraken).to(device)
     models: dict[str, nn.Module] = {
+        "standard": _model(standard).to(device),
         "kraken": stacked,
         "loop": SubLayerLoop(kraken).to(device).take(stacked.state_dict()),
-        "standard": _model(standard).to(device),
+        "shared": _model(derive(standard, 4, rule="shared")).to(device),
+        "lagged": _model(standard.replace(wiring="lagged")).to(device),
+        "lagged-layer": _model(standard.replace(wiring="lagged-layer")).to(device),
     }
     ids = torch.randint(kraken.vocab_size, (options.batch_size, options.tokens), device=device)
     loss_of = partial(_loss, device=device.type, dtype=dtype)
@@ -117,17 +121,17 @@ def _summary(
         return vars(Spread.of([a / b for a, b in zip(seconds[slow], seconds[quick], strict=True)]))
 
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "models": {
             name: {
                 "median_seconds": statistics.median(found),
                 "tokens_per_second": tokens / statistics.median(found),
+                "tokens_per_second_over_standard": ratio("standard", name),
                 "bytes_kept_for_backward": kept[name],
             }
             for name, found in seconds.items()
         },
         "speedup_over_loop": ratio("loop", "kraken"),
-        "tokens_per_second_over_standard": ratio("standard", "kraken"),
         "bytes_kept_over_loop": kept["kraken"] / kept["loop"],
     }
 

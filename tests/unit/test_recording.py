@@ -293,18 +293,19 @@ if words[0] == "prepare":
 
 
 def test_what_clients_see_is_kept_beside_how_it_was_measured(tmp_path, monkeypatch, fake_krakenlm):
-    committed = publish_serving.REPORT
+    committed = publish_serving.report_of("cpu-2-ranks")
     fake_krakenlm(committed)
     kept = tmp_path / "results"
     monkeypatch.setattr(publish_serving, "RESULTS", kept)
-    monkeypatch.setattr(publish_serving, "REPORT", kept / "report.json")
-    monkeypatch.setattr(publish_serving, "PICTURE", kept / "picture.png")
+    monkeypatch.setattr(publish_serving, "PICTURE", kept / "cpu-2-ranks.png")
     saved = []
     monkeypatch.setattr(publish_serving, "_save", lambda folder, *_: saved.append(folder.name))
-    publish_serving.measure(Namespace(tokenizer=tmp_path, rounds=2, num_prompts=3))
-    assert saved == ["standard", "kraken-published", "kraken-keep-width"]
-    assert (kept / "report.json").read_bytes() == committed.read_bytes()
-    (step,) = steps(kept)["steps"]
-    assert step["command"].startswith(f"krakenlm bench serve {' '.join(saved)} --devices 2 ")
+    asked = Namespace(scenarios=["cpu-2-ranks"], tokenizer=tmp_path, rounds=2, num_prompts=3)
+    publish_serving.measure(asked)
+    models = publish_serving.SCENARIOS["cpu-2-ranks"].models
+    assert saved == list(publish_serving.models()) and set(models) < set(saved)
+    assert (kept / "cpu-2-ranks.json").read_bytes() == committed.read_bytes()
+    (step,) = steps(kept / "cpu-2-ranks")["steps"]
+    assert step["command"].startswith(f"krakenlm bench serve {' '.join(models)} --devices 2 ")
     publish_serving.draw()
-    assert (kept / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (kept / "cpu-2-ranks.png").read_bytes().startswith(b"\x89PNG")

@@ -183,9 +183,8 @@ def shared(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
     """
     own_KBTD: Tensor | None = None
     for block in blocks:
-        y_KBTD = x_1BTD if own_KBTD is None else x_1BTD + own_KBTD
         added = None if own_KBTD is None else reducer.begin(block.keep(own_KBTD))
-        a_KBTD = block.attend(y_KBTD)
+        a_KBTD = block.attend(x_1BTD if own_KBTD is None else x_1BTD + own_KBTD)
         x_1BTD = block.keep(x_1BTD)
         if added is not None:
             yield None
