@@ -140,9 +140,7 @@ WAYS = [
     ("shared", 2, "async"),
     ("shared as 1", 2, "sync"),  # shared out as the standard model that it is
     ("shared as 4", 2, "async"),
-    ("lagged", 1, "async"),
     ("lagged", 2, "async"),
-    ("lagged-layer", 1, "async"),
     ("lagged-layer", 2, "async"),
 ]
 
