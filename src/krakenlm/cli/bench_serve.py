@@ -9,49 +9,57 @@ import typer
 from krakenlm.cli.options import positive_numbers
 from krakenlm.errors import KrakenError
 
+_Models = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Folders of models with tokenizers.")
+]
+_Devices = Annotated[int, typer.Option(help="Processes to share each model out to.")]
+_Concurrency = Annotated[str, typer.Option(metavar="LIST", help="Requests under way at a time.")]
+_InputLen = Annotated[int, typer.Option(help="Tokens of a prompt.")]
+_OutputLen = Annotated[int, typer.Option(help="Tokens of an answer.")]
+_NumPrompts = Annotated[
+    int, typer.Option(help="Requests for each place under way: 8 make 32 for 4 at a time.")
+]
+_Rounds = Annotated[int, typer.Option(help="How often all models take their turn.")]
+_Url = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        help="An OpenAI-compatible server that runs already, once for each DIR in their order; "
+        "nothing is started then.",
+        show_default=False,
+    ),
+]
+_Peer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COMMAND",
+        help="What runs a command on another node that takes its share of the devices, such "
+        "as 'ssh node2'; once for each. There krakenlm is on the path and DIR in its place.",
+        show_default=False,
+    ),
+]
+_MasterAddr = Annotated[
+    str,
+    typer.Option(metavar="ADDRESS", help="With --peer: this node's address.", show_default=False),
+]
+_OutputJson = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write all numbers.", show_default=False),
+]
+
 
 def serve(
-    models: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of models with tokenizers.")
-    ],
-    devices: Annotated[int, typer.Option(help="Processes to share each model out to.")] = 2,
-    concurrency: Annotated[
-        str, typer.Option(metavar="LIST", help="Requests under way at a time.")
-    ] = "1,4,16",
-    input_len: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 512,
-    output_len: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
-    num_prompts: Annotated[
-        int, typer.Option(help="Requests for each place under way: 8 make 32 for 4 at a time.")
-    ] = 8,
-    rounds: Annotated[int, typer.Option(help="How often all models take their turn.")] = 1,
-    url: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="An OpenAI-compatible server that runs already, once for each DIR in their order; "
-            "nothing is started then.",
-            show_default=False,
-        ),
-    ] = None,
-    peer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COMMAND",
-            help="What runs a command on another node that takes its share of the devices, such "
-            "as 'ssh node2'; once for each. There krakenlm is on the path and DIR in its place.",
-            show_default=False,
-        ),
-    ] = None,
-    master_addr: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS", help="With --peer: this node's address.", show_default=False
-        ),
-    ] = "",
-    output_json: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write all numbers.", show_default=False),
-    ] = None,
+    models: _Models,
+    devices: _Devices = 2,
+    concurrency: _Concurrency = "1,4,16",
+    input_len: _InputLen = 512,
+    output_len: _OutputLen = 32,
+    num_prompts: _NumPrompts = 8,
+    rounds: _Rounds = 1,
+    url: _Url = None,
+    peer: _Peer = None,
+    master_addr: _MasterAddr = "",
+    output_json: _OutputJson = None,
 ) -> None:
     """Serve models in turn with vLLM and measure them with ``vllm bench serve``."""
     from krakenlm.console import console_for_tables
