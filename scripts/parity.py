@@ -286,9 +286,7 @@ def try_options(
 
 def train(options: argparse.Namespace) -> None:
     """Train what is missing, then sum up."""
-    results, work = options.results.resolve(), options.work.resolve()
-    protocol = Protocol(options.recipe, results, work, options.processes, krakenlm_on_one_thread)
-    protocol.prepare(options.text, options.tokenizer)
+    protocol, results = prepared(options), options.results.resolve()
     measured = tune_and_repeat(protocol, MODELS, options.learning_rates, options.seeds)
     _sum_up(measured, options, results)
     measured += try_options(protocol, VARIANTS, measured, options.seeds)
@@ -302,23 +300,42 @@ def _sum_up(measured: Sequence[Measured], options: argparse.Namespace, results: 
     parity_page.write_summary(results, found)
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = recording.option_parser(__doc__)
+def protocol_options(
+    description: str | None, recipe: str, rates: Sequence[float], results: Path
+) -> argparse.ArgumentParser:
+    """What a protocol's script takes.
+
+    Args:
+        description: the script's docstring.
+        recipe: name of the recipe that it trains by default.
+        rates: learning rates, by default.
+        results: where they are kept, by default; runs get a folder of that name.
+    """
+    parser = recording.option_parser(description)
     add = partial(parser.add_argument, metavar="...")
     add("--text", type=Path, nargs="+", default=[], help="what to learn from")
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
-    add("--recipe", type=Path, default=recording.ROOT / "recipes" / "parity-cpu.toml")
-    add("--learning-rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3])
+    add("--recipe", type=Path, default=recording.ROOT / "recipes" / f"{recipe}.toml")
+    add("--learning-rates", type=float, nargs="+", default=list(rates))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more")
-    add("--results", type=Path, default=parity_page.RESULTS, help="where results are kept")
+    add("--results", type=Path, default=results, help="where results are kept")
     add("--processes", type=int, default=len(cores_here()), help="runs side by side")
-    add("--work", type=Path, default=recording.ROOT / "runs" / "parity", help="for tokens and runs")
+    work = recording.ROOT / "runs" / results.name
+    add("--work", type=Path, default=work, help="for tokens and runs")
     return parser
+
+
+def prepared(options: argparse.Namespace) -> Protocol:
+    """The protocol that a script's options ask for, with its tokens there."""
+    results, work = options.results.resolve(), options.work.resolve()
+    protocol = Protocol(options.recipe, results, work, options.processes, krakenlm_on_one_thread)
+    protocol.prepare(options.text, options.tokenizer)
+    return protocol
 
 
 if __name__ == "__main__":
     recording.measure_and_draw(
-        _options(),
+        protocol_options(__doc__, "parity-cpu", [1.5e-3, 3e-3, 6e-3], parity_page.RESULTS),
         train,
         pages=[parity_page.PAGE],
         tables=parity_page.TABLES,

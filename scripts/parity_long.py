@@ -14,14 +14,12 @@ protocol goes on from its runs' last checkpoints. ``--draw`` trains nothing.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import parity
 import parity_long_page as page
+import parity_page
 import recording
-from krakenlm.environment import cores_here
-from parity import Job, Model, Protocol, krakenlm_on_one_thread
+from parity import Job, Model, Protocol
 from parity_page import BASELINE, Measured, best_rate
 
 MODELS = (
@@ -107,9 +105,7 @@ def run_all(
 
 def train(options: argparse.Namespace) -> None:
     """Train what is missing, and sum up after each stage."""
-    results, work = options.results.resolve(), options.work.resolve()
-    protocol = Protocol(options.recipe, results, work, options.processes, krakenlm_on_one_thread)
-    protocol.prepare(options.text, options.tokenizer)
+    protocol, results = parity.prepared(options), options.results.resolve()
     recipe = parity.read_recipe(options.recipe, lambda data: 0)
     full = recipe.training.steps
     lengths = Lengths(full=full, tuning=full // 10, double=2 * full)
@@ -130,25 +126,11 @@ def train(options: argparse.Namespace) -> None:
     )
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = recording.option_parser(__doc__)
-    add = partial(parser.add_argument, metavar="...")
-    add("--text", type=Path, nargs="+", default=[], help="what to learn from")
-    add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
-    add("--recipe", type=Path, default=recording.ROOT / "recipes" / "parity-long.toml")
-    add("--learning-rates", type=float, nargs="+", default=[2e-3, 4e-3])
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first is every model's")
-    add("--results", type=Path, default=page.RESULTS, help="where results are kept")
-    add("--processes", type=int, default=len(cores_here()), help="runs side by side")
-    add("--work", type=Path, default=recording.ROOT / "runs" / "parity-long")
-    return parser
-
-
 if __name__ == "__main__":
     recording.measure_and_draw(
-        _options(),
+        parity.protocol_options(__doc__, "parity-long", [2e-3, 4e-3], page.RESULTS),
         train,
         pages=[page.PAGE],
-        tables=page.TABLES,
+        tables={**parity_page.TABLES, **page.TABLES},  # both are on one page
         pictures=lambda options: page.draw(options.results.resolve()),
     )

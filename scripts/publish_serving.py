@@ -170,20 +170,12 @@ def _over_loads(results: list[Served], field: str) -> tuple[list[int], list[Spre
     return loads, spreads
 
 
-def known(name: str) -> str:
-    """A scenario's name, if it is one."""
-    if name not in SCENARIOS:
-        raise argparse.ArgumentTypeError(f"no scenario {name}: choose from {', '.join(SCENARIOS)}")
-    return name
-
-
 TABLES = {"served": partial(serving_table, "cpu-2-ranks")}
 
 
 if __name__ == "__main__":
     parser = recording.option_parser(__doc__)
-    names = ", ".join(SCENARIOS)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", type=known, help=names)
+    recording.add_scenarios(parser, SCENARIOS)
     parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-prompts", type=int, default=4, help="for each place under way")

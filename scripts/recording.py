@@ -147,6 +147,21 @@ def option_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_scenarios(parser: argparse.ArgumentParser, scenarios: Iterable[str]) -> None:
+    """Let a script's user name some of its scenarios; none stands for all."""
+    names = list(scenarios)
+
+    def known(name: str) -> str:
+        if name not in names:
+            listed = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"no scenario {name}: choose from {listed}")
+        return name
+
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", type=known, help=", ".join(names)
+    )
+
+
 def measure_and_draw(
     parser: argparse.ArgumentParser,
     measure: Callable[[argparse.Namespace], None],

@@ -36,20 +36,20 @@ class Scenario(NamedTuple):
         return f"scripts/netns_bench.sh {self.rate} {self.command}" if self.rate else self.command
 
 
-def latency(rest: str, ranks: str = "--devices 2") -> str:
-    """The command that times all models."""
+def latency(
+    rest: str, ranks: str = "--devices 2", models: str = "--kraken published,keep-width"
+) -> str:
+    """The command that times models; by default one in each wiring and two Krakens."""
     return (
         f"krakenlm bench latency --size 124M {ranks} --dtype bfloat16 --input-len 512 "
-        f"--output-len 16 --kraken published,keep-width {rest}"
+        f"--output-len 16 {models} {rest}"
     )
 
 
-def chunked(rest: str) -> str:
-    """The command that times models in one chunk and in two, with what a prefill consists of."""
-    models = "--kraken published,keep-width,hardware-friendly --prefill-chunks 1,2 --breakdown"
-    return latency(rest).replace(
-        "--kraken published,keep-width", f"--wirings standard,parallel,ladder,kraken {models}"
-    )
+CHUNKED = (
+    "--wirings standard,parallel,ladder,kraken --kraken published,keep-width,hardware-friendly "
+    "--prefill-chunks 1,2 --breakdown"
+)
 
 
 NETNS = recording.ROOT / "scripts" / "netns_bench.sh"
@@ -96,19 +96,16 @@ SCENARIOS = {
             ranks="--devices 4 --emulate-peers --threads 1",
         ),
     ),
-    "veth-1gbit-chunks": Scenario("1gbit", chunked(EIGHT_ROUNDS)),
-    "veth-100mbit-chunks": Scenario("100mbit", chunked("--num-iters 4 --num-iters-warmup 1")),
-    "emulated-10gbit": Scenario(None, chunked(f"{EIGHT_ROUNDS} --link gbps=10,latency_us=30")),
+    "veth-1gbit-chunks": Scenario("1gbit", latency(EIGHT_ROUNDS, models=CHUNKED)),
+    "veth-100mbit-chunks": Scenario(
+        "100mbit", latency("--num-iters 4 --num-iters-warmup 1", models=CHUNKED)
+    ),
+    "emulated-10gbit": Scenario(
+        None, latency(f"{EIGHT_ROUNDS} --link gbps=10,latency_us=30", models=CHUNKED)
+    ),
     "allreduce-one-host": Scenario(None, "krakenlm bench allreduce --devices 2 --num-iters 40"),
     "allreduce-1gbit": Scenario("1gbit", "krakenlm bench allreduce --devices 2 --num-iters 40"),
 }
-
-
-def known(name: str) -> str:
-    """A scenario's name, if it is one."""
-    if name not in SCENARIOS:
-        raise argparse.ArgumentTypeError(f"no scenario {name}: choose from {', '.join(SCENARIOS)}")
-    return name
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -181,8 +178,7 @@ def measure_vllm(record: recording.Record, python: Path, run: int, tokens: int) 
 
 if __name__ == "__main__":
     parser = recording.option_parser(__doc__)
-    names = ", ".join(SCENARIOS)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", type=known, help=names)
+    recording.add_scenarios(parser, SCENARIOS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--vllm-python", type=Path, help="python of an environment with vLLM")
     recording.measure_and_draw(
