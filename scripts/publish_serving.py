@@ -170,7 +170,10 @@ def _over_loads(results: list[Served], field: str) -> tuple[list[int], list[Spre
     return loads, spreads
 
 
-TABLES = {"served": partial(serving_table, "cpu-2-ranks")}
+TABLES = {
+    "served": partial(serving_table, "cpu-2-ranks"),
+    "served by two nodes": partial(serving_table, "veth-1gbit"),
+}
 
 
 if __name__ == "__main__":
