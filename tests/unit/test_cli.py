@@ -177,6 +177,28 @@ def test_ctrl_c_is_one_line_and_exit_code_130(cli, monkeypatch):
     assert outcome.err.startswith("krakenlm: interrupted") and outcome.err.count("\n") == 1
 
 
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+
+class Interruption:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interruption())
+from krakenlm.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_is_one_line_also_while_the_command_is_being_loaded():
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_LOADING], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "krakenlm: interrupted: nothing had begun\n"
+
+
 def test_an_end_of_file_is_no_interruption(cli, monkeypatch):
     def ended(name):
         raise EOFError("early")
