@@ -3,11 +3,12 @@
     python scripts/parity.py --text TEXT... [--recipe recipes/parity-cpu.toml] [--processes 2]
     python scripts/parity.py --draw
 
-One recipe is trained as the standard model, parallel, Ladder and Kraken, each Kraken by the
-published rule and by keep-width, on the same tokens in the same order. Every model gets the same
-grid of learning rates on the first seed, and as many further ones as it takes until its best rate
-has a worse one on either side; then its two best rates get the second seed, and the better of them
-by both seeds all others. Each training run is one ``krakenlm train`` on one thread, several side
+One recipe is trained as the standard model, in every wiring that shares its weights, once with N
+drawn for each step, and as Kraken, each Kraken by the published rule and by keep-width, on the same
+tokens in the same order. Every model gets the same grid of learning rates on the first seed, and as
+many further ones as it takes until its best rate has a worse one on either side; then its two best
+rates get the second seed, and the better of them by both seeds all others. With one learning rate
+nothing is tuned, and with one seed nothing is repeated. Each training run is one ``krakenlm train`` on one thread, several side
 by side; its losses are kept under docs/results/parity, and a run that is there already is not
 trained again, so that an interrupted protocol goes on. ``--draw`` trains nothing and makes summary,
 picture and tables from those files.
@@ -21,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import parity_page
 import recording
 from krakenlm.config import ModelConfig
@@ -32,7 +35,7 @@ from krakenlm.files import write_json
 from krakenlm.strict import from_plain
 from krakenlm.train.history import History
 from krakenlm.train.recipe import Training, read_recipe
-from parity_page import Measured
+from parity_page import BASELINE, Measured
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,18 @@ def kraken(sublayers: int, rule: str) -> Model:
     return Model(f"kraken {sublayers}-way {rule}", changes)
 
 
+def shared(sublayers: int) -> Model:
+    """The recipe's standard model with one stream and so many branches."""
+    changes = (f"model.derive.sublayers={sublayers}", "model.derive.rule=shared")
+    return Model(parity_page.alone(sublayers), changes)
+
+
+def drawn(numbers: Sequence[int]) -> Model:
+    """The same with an N from these numbers at each step."""
+    name = f"shared, N drawn from {', '.join(map(str, numbers))}"
+    return Model(name, (*shared(max(numbers)).changes, f"training.sublayers={list(numbers)}"))
+
+
 def _varied(base: Model, option: str) -> Model:
     """With one option of the configuration turned on, at the learning rate found without it."""
     name, _, value = option.partition("=")
@@ -66,9 +81,13 @@ def _varied(base: Model, option: str) -> Model:
 _FOUR_WAY = kraken(4, "published")
 _SIX_WAY_KEEP = kraken(6, "keep-width")
 MODELS = (
-    Model("standard"),
+    Model(BASELINE),
     Model("parallel", ("model.wiring=parallel",)),
     Model("ladder", ("model.wiring=ladder",)),
+    Model("lagged", ("model.wiring=lagged",)),
+    Model("lagged-layer", ("model.wiring=lagged-layer",)),
+    *(shared(n) for n in (2, 4, 6)),
+    drawn((1, 2, 4)),
     *(kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
 )
 VARIANTS = (
@@ -249,23 +268,24 @@ def tune_and_repeat(
 
     One seed alone would favour a rate that is high enough to be good now and then.
     """
-    first, second, *others = seeds
+    first, *later = seeds
     measured = []
     jobs = [Job(model, rate, first) for model in models for rate in rates]
     while jobs:
         measured += protocol.train(jobs, "learning rates")
         further = ((model, parity_page.next_rate(measured, model.name)) for model in models)
         jobs = [Job(model, rate, first) for model, rate in further if rate]
-    measured += protocol.train(
-        (
-            Job(model, rate, second)
-            for model in models
-            for rate in parity_page.rates_by_loss(measured, model.name)[:2]
-        ),
-        "second seed",
-    )
+    for second in later[:1]:
+        measured += protocol.train(
+            [
+                Job(model, rate, second)
+                for model in models
+                for rate in parity_page.rates_by_loss(measured, model.name)[:2]
+            ],
+            "second seed",
+        )
     best = {model.name: parity_page.best_rate(measured, model.name) for model in models}
-    repeats = [Job(model, best[model.name], seed) for seed in others for model in models]
+    repeats = [Job(model, best[model.name], seed) for seed in later[1:] for model in models]
     return [*measured, *protocol.train(repeats, "other seeds")]
 
 
@@ -287,17 +307,43 @@ def try_options(
 def train(options: argparse.Namespace) -> None:
     """Train what is missing, then sum up."""
     protocol, results = prepared(options), options.results.resolve()
-    measured = tune_and_repeat(protocol, MODELS, options.learning_rates, options.seeds)
+    models, variants = chosen(options.models)
+    measured = tune_and_repeat(protocol, models, options.learning_rates, options.seeds)
     _sum_up(measured, options, results)
-    measured += try_options(protocol, VARIANTS, measured, options.seeds)
-    _sum_up(measured, options, results)
+    if variants:
+        measured += try_options(protocol, variants, measured, options.seeds)
+        _sum_up(measured, options, results)
+
+
+def chosen(names: Sequence[str]) -> tuple[list[Model], list[Model]]:
+    """Models and variants of these names, and what they are held to; all without a name."""
+    variants = [model for model in VARIANTS if model.name in names or not names]
+    needed = {BASELINE, *names, *(model.rate_of for model in variants)}
+    return [model for model in MODELS if model.name in needed or not names], variants
+
+
+def with_kept(measured: Sequence[Measured], results: Path) -> list[Measured]:
+    """Together with what earlier calls measured of other models on the same tokens, in order."""
+    names = [model.name for model in (*MODELS, *VARIANTS)]
+    found = {run.model for run in measured}
+    kept = map(Measured.load, sorted(parity_page.runs_in(results).glob("*.json")))
+    data = measured[0].setting["data"]
+    others = [run for run in kept if run.model in {*names} - found and run.setting["data"] == data]
+    return sorted([*measured, *others], key=lambda run: names.index(run.model))
 
 
 def _sum_up(measured: Sequence[Measured], options: argparse.Namespace, results: Path) -> None:
     texts = [text.name for text in options.text]
-    environment = recording.environment()["environment"]
-    found = parity_page.summary(measured, texts, options.recipe.name, environment)
+    environment = recording.environment(_gpu(options.recipe))["environment"]
+    found = parity_page.summary(with_kept(measured, results), texts, options.recipe.name, environment)
     parity_page.write_summary(results, found)
+
+
+def _gpu(recipe: Path) -> str:
+    """Name of the GPU that the recipe trains on; empty where it is none."""
+    if read_recipe(recipe, lambda data: 0).training.device == "cpu":
+        return ""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def protocol_options(
@@ -317,7 +363,7 @@ def protocol_options(
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
     add("--recipe", type=Path, default=recording.ROOT / "recipes" / f"{recipe}.toml")
     add("--learning-rates", type=float, nargs="+", default=list(rates))
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one tunes")
     add("--results", type=Path, default=results, help="where results are kept")
     add("--processes", type=int, default=len(cores_here()), help="runs side by side")
     work = recording.ROOT / "runs" / results.name
@@ -333,9 +379,25 @@ def prepared(options: argparse.Namespace) -> Protocol:
     return protocol
 
 
+def option_parser() -> argparse.ArgumentParser:
+    """What this script takes."""
+    rates = [1.5e-3, 3e-3, 6e-3]
+    parser = protocol_options(__doc__, "parity-cpu", rates, parity_page.RESULTS)
+    names = [model.name for model in (*MODELS, *VARIANTS)]
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        choices=names,
+        metavar="...",
+        help=f"beside the standard one; all by default: {'; '.join(names)}",
+    )
+    return parser
+
+
 if __name__ == "__main__":
     recording.measure_and_draw(
-        protocol_options(__doc__, "parity-cpu", [1.5e-3, 3e-3, 6e-3], parity_page.RESULTS),
+        option_parser(),
         train,
         pages=[parity_page.PAGE],
         tables=parity_page.TABLES,

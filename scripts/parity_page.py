@@ -1,4 +1,4 @@
-"""Summary, picture and tables of docs/parity.md, from the runs under docs/results/parity.
+"""Summary, picture and tables of docs/parity.md, from the runs under docs/results.
 
 A folder of results holds ``runs/NAME.json``, one a training run, ``parity.json``, what they say
 together, and ``parity.png``.
@@ -25,7 +25,16 @@ from krakenlm.train.history import History
 
 PAGE = recording.DOCS / "parity.md"
 RESULTS = recording.RESULTS / "parity"
+GPU_RESULTS = recording.RESULTS / "parity-gpu"
+SUMMARY = "parity.json"
 BASELINE = "standard"
+# Where runs of a table are to come; what they are goes into it.
+_MISSING = "The {} are still to come.\n"
+
+
+def alone(sublayers: int) -> str:
+    """The model of one shared stream that is trained with this N and no other."""
+    return BASELINE if sublayers == 1 else f"shared {sublayers}-way"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +62,14 @@ class Measured:
 
     @property
     def loss(self) -> float:
-        """Of the validation split at the end, in nats per token."""
+        """Of the validation split at the end, in nats per token, with the model's own N."""
         return self.history.validation[-1].loss
+
+    @property
+    def tuning_loss(self) -> float:
+        """What a learning rate is chosen by: where N was drawn, the mean over each N."""
+        of_each = self.history.validation_by_sublayers.values()
+        return statistics.mean(losses[-1].loss for losses in of_each) if of_each else self.loss
 
 
 def runs_in(results: Path) -> Path:
@@ -70,7 +85,7 @@ def rates_by_loss(runs: Iterable[Measured], model: str) -> list[float]:
     losses: dict[float, list[float]] = {}
     for run in runs:
         if run.model == model:
-            losses.setdefault(run.learning_rate, []).append(run.loss)
+            losses.setdefault(run.learning_rate, []).append(run.tuning_loss)
     most = max(map(len, losses.values()))
     full = [rate for rate, found in losses.items() if len(found) == most]
     return sorted(full, key=lambda rate: statistics.mean(losses[rate]))
@@ -126,8 +141,11 @@ def _entry(
         if seed in baseline
     ]
     first = own[0]
-    rates = {run.learning_rate: run.loss for run in own if run.seed == first.seed}
+    rates = {run.learning_rate: run.tuning_loss for run in own if run.seed == first.seed}
     best = next(iter(seeds.values())).learning_rate
+    by_sublayers = [
+        _with_sublayers(measured, seeds, n) for n in first.history.validation_by_sublayers
+    ]
     return {
         "name": name,
         "parameters": first.history.parameters,
@@ -141,7 +159,29 @@ def _entry(
         "perplexity": math.exp(statistics.mean(losses)),
         "perplexity_over_standard_percent": _spread(differences),
         "median_seconds": statistics.median(run.history.speed["seconds"] for run in own),
+        **({"by_sublayers": by_sublayers} if by_sublayers else {}),
     }
+
+
+def _with_sublayers(
+    measured: Sequence[Measured], seeds: dict[int, Measured], n: str
+) -> dict[str, Any]:
+    """A model whose N was drawn, with one N, beside the model that was trained for that N alone."""
+    losses = {
+        seed: run.history.validation_by_sublayers[n][-1].loss for seed, run in seeds.items()
+    }
+    found = {
+        "sublayers": int(n),
+        "loss": _spread(list(losses.values())),
+        "perplexity": math.exp(statistics.mean(losses.values())),
+    }
+    name = alone(int(n))
+    if not any(run.model == name for run in measured):
+        return found
+    theirs = {seed: run.loss for seed, run in _seeds(measured, name).items()}
+    differences = [100 * math.expm1(losses[s] - theirs[s]) for s in losses if s in theirs]
+    beside = {"alone": name, "perplexity_alone": math.exp(statistics.mean(theirs.values()))}
+    return {**found, **beside, "perplexity_over_alone_percent": _spread(differences)}
 
 
 def _seeds(measured: Sequence[Measured], name: str) -> dict[int, Measured]:
@@ -157,16 +197,16 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def write_summary(results: Path, found: dict[str, Any]) -> None:
     """Keep what ``summary`` gave."""
-    write_json(results / "parity.json", found)
+    write_json(results / SUMMARY, found)
 
 
 def load_summary(results: Path = RESULTS) -> dict[str, Any]:
     """What ``write_summary`` wrote."""
-    found: dict[str, Any] = json.loads((results / "parity.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((results / SUMMARY).read_text(encoding="utf-8"))
     return found
 
 
-def parity_table() -> str:
+def parity_table(results: Path = RESULTS) -> str:
     """A row a model."""
     headings = (
         *("model", "hidden_size", "heads of", "parameters", "learning rate", "validation loss"),
@@ -183,9 +223,39 @@ def parity_table() -> str:
             f"{model['perplexity']:.1f}",
             _range(model["perplexity_over_standard_percent"], "{:+.1f} %"),
         )
-        for model in load_summary()["models"]
+        for model in load_summary(results)["models"]
     ]
     return markers.markdown(headings, rows, numbers=True)
+
+
+def degrees_table() -> str:
+    """A row for each N that was drawn: perplexity beside that of a model with that N alone."""
+    entries = [
+        entry
+        for model in load_summary()["models"]
+        for entry in model.get("by_sublayers", [])
+        if "alone" in entry
+    ]
+    if not entries:
+        return _MISSING.format("runs of the model whose N is drawn")
+    headings = ("N", "trained for that N alone", "N drawn", "difference")
+    rows = [
+        (
+            f"{entry['sublayers']}",
+            f"{entry['perplexity_alone']:.1f}",
+            f"{entry['perplexity']:.1f}",
+            _range(entry["perplexity_over_alone_percent"], "{:+.1f} %"),
+        )
+        for entry in entries
+    ]
+    return markers.markdown(headings, rows, numbers=True)
+
+
+def gpu_table() -> str:
+    """The rows of a run on a GPU."""
+    if not (GPU_RESULTS / SUMMARY).is_file():
+        return _MISSING.format("runs on a GPU")
+    return parity_table(GPU_RESULTS)
 
 
 def grid_table() -> str:
@@ -208,17 +278,26 @@ def _range(values: dict[str, float], form: str) -> str:
     return mean if least == most else f"{mean} ({least} to {most})"
 
 
-TABLES = {"parity": parity_table, "parity grid": grid_table}
+TABLES = {
+    "parity": parity_table,
+    "parity grid": grid_table,
+    "parity degrees": degrees_table,
+    "parity gpu": gpu_table,
+}
 
 
 def draw(results: Path) -> None:
     """The difference in perplexity, and the loss over learning rates."""
     models = load_summary(results)["models"]
     height = 1.4 + 0.34 * len(models)
-    figure = Figure(figsize=(10.5, height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    tuned = [model for model in models if len(model["grid"]) > 1]
+    figure = Figure(figsize=(10.5 if tuned else 6.3, height), layout="constrained")
+    if tuned:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_grid(right, tuned)
+    else:
+        left = figure.subplots()
     _draw_differences(left, models)
-    _draw_grid(right, models)
     with whole_file(results / "parity.png") as partial:
         figure.savefig(partial, dpi=150, format="png")
 
@@ -237,8 +316,7 @@ def _draw_differences(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_grid(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
-    tuned = [model for model in models if len(model["grid"]) > 1]
+def _draw_grid(axes: Axes, tuned: Sequence[dict[str, Any]]) -> None:
     ends: list[tuple[float, float, str]] = []
     for model in tuned:
         rates, losses = zip(

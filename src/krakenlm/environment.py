@@ -5,7 +5,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -36,7 +36,7 @@ class Environment:
             python=platform.python_version(),
             torch=version("torch"),
             transformers=version("transformers"),
-            krakenlm=version("krakenlm"),
+            krakenlm=_own_version(),
             commit=_commit(),
         )
 
@@ -54,6 +54,13 @@ def cores_here() -> list[int]:
         return sorted(os.sched_getaffinity(0))
     except AttributeError:  # not on every operating system
         return list(range(os.cpu_count() or 1))
+
+
+def _own_version() -> str:
+    try:
+        return version("krakenlm")
+    except PackageNotFoundError:
+        return "not installed"  # a checkout on Python's path: the commit says which
 
 
 def _processor() -> str:

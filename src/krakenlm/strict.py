@@ -187,6 +187,7 @@ def _fitting(hint: Any, name: str, value: Any) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not (get_origin(hint) or hint):
-        wanted = getattr(hint, "__name__", hint)
+        # A TOML or JSON file has lists where the fields have tuples.
+        wanted = "list" if get_origin(hint) is tuple else getattr(hint, "__name__", hint)
         raise ConfigError(f"{name}={value!r}: needs a value of type {wanted}")
     return value

@@ -65,6 +65,13 @@ def _show(comparison: "Comparison") -> None:
             f"{final.perplexity_ratio:.4f}",
         )
     results.print(finals)
+    for final in comparison.finals:
+        if final.perplexity_by_sublayers:
+            of_each = ", ".join(f"{p:.2f} at {n}" for n, p in final.perplexity_by_sublayers.items())
+            results.print(
+                f"{final.run} drew its N; perplexity by N: {of_each} (above: its model's own N)",
+                markup=False,
+            )
     for run in comparison.extended:
         results.print(
             f"{run.name} was extended from {run.scheduled_steps:,} to {run.steps:,} steps, the "

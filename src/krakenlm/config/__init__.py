@@ -9,6 +9,7 @@ from krakenlm.config.costs import (
 from krakenlm.config.derivation import (
     Rule,
     derive,
+    finest_layout,
     laid_out,
     relative_difference,
     rewired,
@@ -37,6 +38,7 @@ __all__ = [
     "allreduce_bytes_per_token",
     "count_parameters",
     "derive",
+    "finest_layout",
     "kv_cache_bytes_per_token",
     "laid_out",
     "model_config",

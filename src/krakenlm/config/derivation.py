@@ -8,7 +8,7 @@ narrowed: the weights are the standard model's.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from krakenlm.config.costs import count_parameters
@@ -91,14 +91,27 @@ def with_sublayers(config: ModelConfig, sublayers: int | None) -> ModelConfig:
     if sublayers is None:
         return config
     option = f"--sublayers {sublayers}"
-    if config.traits.own_streams:
-        raise ConfigError(f"{option}: {_streams_are_fixed(config)}: leave it out")
-    if not config.traits.depends_on_degree:
-        raise ConfigError(
-            f"{option}: a {config.wiring} model is the same function for any number of them and "
-            "of devices: leave it out"
-        )
+    _check_choice(config, option)
     return _divided(config, sublayers, option)
+
+
+def finest_layout(config: ModelConfig, sublayers: Sequence[int]) -> ModelConfig:
+    """The same weights in branches of which those of each of several N are made up.
+
+    Raises:
+        ConfigError: N is no choice for this wiring, or heads or feed-forward columns cannot be
+            divided by one of them, or the configuration's own N is not among them.
+    """
+    asked = f"sublayers={list(sublayers)}"
+    _check_choice(config, asked)
+    for n in sublayers:
+        _divided(config, n, f"{asked}: {n}")
+    if config.num_sublayers not in sublayers:
+        raise ConfigError(
+            f"{asked}: the model's own num_sublayers={config.num_sublayers}, which a saved model "
+            "computes with, is not among them: add it, or give the model one of them"
+        )
+    return laid_out(config, math.lcm(*sublayers))
 
 
 def without_degree(config: ModelConfig) -> ModelConfig:
@@ -265,6 +278,17 @@ def _kraken(
         head_dim=head_dim,
         ffn_dim=ffn_dim or max(1, round(_halved_expansion(base) * hidden_size)),
     )
+
+
+def _check_choice(config: ModelConfig, asked: str) -> None:
+    """Refuse another N where it changes the weights or nothing at all."""
+    if config.traits.own_streams:
+        raise ConfigError(f"{asked}: {_streams_are_fixed(config)}: leave it out")
+    if not config.traits.degree_is_a_choice:
+        raise ConfigError(
+            f"{asked}: a {config.wiring} model is the same function for any number of them and "
+            "of devices: leave it out"
+        )
 
 
 def _streams_are_fixed(config: ModelConfig) -> str:

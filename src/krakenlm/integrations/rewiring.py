@@ -7,11 +7,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from krakenlm.config import ModelConfig, rewired, with_sublayers
+from krakenlm.config import ModelConfig, laid_out, rewired, with_sublayers
 from krakenlm.errors import KrakenError
 from krakenlm.files import whole_directory, write_json
 from krakenlm.model.checkpoint import read_config, read_shard, stored_dtype
 from krakenlm.model.shard import Shard, split
+from krakenlm.strict import read_json
 
 # What a model folder holds beside its weights and their configuration: tokenizer, chat template,
 # how to generate.
@@ -60,6 +61,30 @@ def state_as(directory: Path, config: ModelConfig) -> dict[str, Tensor] | None:
     return _state_of(directory, split(chosen, 1)[0])
 
 
+def lay_out(directory: Path, num_sublayers: int) -> None:
+    """Store a model folder's weights, in their place, as another number of branches.
+
+    The caller sees to it that nobody finds the folder half changed.
+
+    Raises:
+        KrakenError: ``directory`` is no whole model, or its weights cannot be divided so.
+    """
+    stored = read_config(directory)
+    if num_sublayers == stored.num_sublayers:
+        return
+    wanted = laid_out(stored, num_sublayers)
+    state = _state_of(directory, split(wanted, 1)[0])
+    for path in directory.glob("model*.safetensors*"):
+        path.unlink()
+    _write_weights(state, directory)
+    file = directory / "config.json"
+    write_json(file, {**read_json(file, "save the model again"), **wanted.to_hf_dict()})
+
+
+def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
 def _state_of(directory: Path, whole: Shard) -> dict[str, Tensor]:
     state = read_shard(directory, whole, stored_dtype(directory))
     names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
@@ -91,8 +116,7 @@ def rewire(
     whole = split(wanted, 1)[0]
     with whole_directory(out) as folder:
         write_json(folder / "config.json", whole.local_config.to_hf_dict())
-        state = _state_of(source, whole)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        _write_weights(_state_of(source, whole), folder)
         for path in sorted(Path(source).iterdir()):
             if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
                 shutil.copyfile(path, folder / path.name)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from krakenlm.config import ModelConfig
 from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep, rotary
 from krakenlm.model.feed_forward import FeedForward
-from krakenlm.model.layers import BranchLinear, Embedding, Norm
+from krakenlm.model.layers import BranchLinear, Embedding, Norm, sum_in_groups
 from krakenlm.model.reduce import Reducer, ScaledReducer
 from krakenlm.model.wiring import WIRING_FUNCTIONS, Block, Pass, run
 
@@ -77,12 +77,17 @@ class Decoder(nn.Module):
         config: of the whole model, or of one rank's part of it. Parameters are allocated, not
             initialised: load them, or call ``initialise``.
         embed_tokens: what turns token ids into vectors, instead of an embedding held here whole.
+
+    Attributes:
+        degree: the N that is computed with. Where N is a choice it may be set to a number that
+            divides the configuration's: the numbers are those of the same weights laid out for it.
     """
 
     def __init__(self, config: ModelConfig, embed_tokens: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.degree = config.num_sublayers
         self.embed_tokens: Any = embed_tokens or Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
@@ -152,7 +157,7 @@ class Decoder(nn.Module):
         whole, last = AttentionContext(core, turns, None), AttentionContext(core, turns, keep)
         final = config.num_hidden_layers - 1
         blocks: list[Block] = [
-            _BoundLayer(layer, last if index == final else whole, recompute)
+            _BoundLayer(layer, last if index == final else whole, recompute, self.degree)
             for index, layer in enumerate(self._layers())
         ]
         if wrap is not None:
@@ -176,12 +181,18 @@ class Decoder(nn.Module):
 
 
 class _BoundLayer:
-    """A layer with one forward pass's context; recomputes activations for the gradient if asked."""
+    """A layer with one forward pass's context, as ``degree`` branches.
 
-    def __init__(self, layer: Layer, context: AttentionContext, recompute: bool) -> None:
+    Recomputes activations for the gradient if asked.
+    """
+
+    def __init__(
+        self, layer: Layer, context: AttentionContext, recompute: bool, degree: int
+    ) -> None:
         self._layer = layer
         self._context = context
         self._recompute = recompute
+        self._degree = degree
 
     def keep(self, x_SBTD: Tensor) -> Tensor:
         keep = self._context.keep
@@ -197,10 +208,12 @@ class _BoundLayer:
         return self._run(self._layer.attend_and_feed, x_SBTD, self._context)
 
     def _run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        y_KBTD: Tensor
         if self._recompute:
-            result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
-            return result
-        return function(*arguments)
+            y_KBTD = checkpoint(function, *arguments, use_reentrant=False)
+        else:
+            y_KBTD = function(*arguments)
+        return sum_in_groups(y_KBTD, self._degree)
 
 
 def initialise_module(module: nn.Module, std: float) -> None:

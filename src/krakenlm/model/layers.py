@@ -47,7 +47,7 @@ class BranchLinear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x_SBTI: Tensor) -> Tensor:
-        """Apply each branch's map to its stream; one stream feeds all branches where S is 1."""
+        """Apply each branch's map to its stream; each stream feeds K / S branches in a row."""
         return branch_linear(x_SBTI, self.weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -57,7 +57,7 @@ class BranchLinear(nn.Module):
 
 
 def branch_linear(x_SBTI: Tensor, weight_KOI: Tensor, bias: Tensor | None) -> Tensor:
-    """y_k = W_k x_k + b_k for all branches k at once, as y_KBTO.
+    """y_k = W_k x_s + b_k for all branches k at once, as y_KBTO; K / S in a row read one stream s.
 
     A bias of one row under several branches belongs to the first: their sum then has it once.
     """
@@ -72,13 +72,25 @@ def branch_linear(x_SBTI: Tensor, weight_KOI: Tensor, bias: Tensor | None) -> Te
         flat_bias = None if bias is None else bias.flatten()
         y_BTKO = F.linear(x_SBTI[0], weight_KOI.flatten(0, 1), flat_bias)
         return y_BTKO.view(batch, tokens, branches, out_features).movedim(2, 0)
-    x_KPI = x_SBTI.reshape(branches, batch * tokens, in_features)
-    weight_KIO = weight_KOI.transpose(1, 2)
+    # Branches of one stream are one wide product, of their weights as they lie.
+    wide = branches // streams * out_features
+    x_SPI = x_SBTI.reshape(streams, batch * tokens, in_features)
+    weight_SIW = weight_KOI.reshape(streams, wide, in_features).transpose(1, 2)
     if bias is None:
-        y_KPO = torch.bmm(x_KPI, weight_KIO)
+        y_SPW = torch.bmm(x_SPI, weight_SIW)
     else:
-        y_KPO = torch.baddbmm(bias.unsqueeze(1), x_KPI, weight_KIO)
-    return y_KPO.view(branches, batch, tokens, out_features)
+        y_SPW = torch.baddbmm(bias.reshape(streams, 1, wide), x_SPI, weight_SIW)
+    if streams == branches:
+        return y_SPW.view(branches, batch, tokens, out_features)
+    y_SBTMO = y_SPW.view(streams, batch, tokens, -1, out_features)
+    return y_SBTMO.movedim(3, 1).flatten(0, 1)
+
+
+def sum_in_groups(y_KBTD: Tensor, groups: int) -> Tensor:
+    """What ``groups`` wider branches add, each made up of K / groups of these in a row."""
+    if groups == y_KBTD.shape[0]:
+        return y_KBTD
+    return y_KBTD.unflatten(0, (groups, -1)).sum(dim=1)
 
 
 class Norm(nn.Module):

@@ -11,6 +11,7 @@ from rich.progress import Progress, TaskID
 
 from krakenlm.console import progress_bar
 from krakenlm.integrations.hf_trainer import Callback, save_and_stop
+from krakenlm.train.degrees import Degrees
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
 from krakenlm.train.run_folder import RunFolder
@@ -44,25 +45,33 @@ class Marker(Callback):
 class Display(Callback):
     """The progress bar: loss, tokens per second, MFU, time left.
 
+    Where N is drawn also the last validation loss with each N; the loss is a mean over drawn ones.
+
     Args:
         label: what stands before the bar.
         meter: knows the speed.
+        degrees: the N of the run's steps.
     """
 
-    def __init__(self, label: str, meter: Meter) -> None:
+    def __init__(self, label: str, meter: Meter, degrees: Degrees) -> None:
         self._label = label
         self._meter = meter
+        self._validation = dict.fromkeys(degrees.drawn_from if degrees.others else (), "-")
+        self._names = {f"{degrees.evaluation(n)}_loss": n for n in self._validation}
         self._progress: Progress | None = None
         self._task = TaskID(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
-        self._progress = progress_bar("loss {task.fields[loss]}", "{task.fields[speed]}")
+        validation = ["{task.fields[validation]}"] if self._validation else []
+        texts = ["loss {task.fields[loss]}", *validation, "{task.fields[speed]}"]
+        self._progress = progress_bar(*texts)
         self._task = self._progress.add_task(
             f"training {self._label}",
             total=state.max_steps,
             completed=state.global_step,
             loss="-",
+            validation="",
             speed="-",
         )
         self._progress.start()
@@ -75,10 +84,15 @@ class Display(Callback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
-        """Show the loss and what the meter says."""
-        loss = logs.get("loss")
-        if loss is not None and self._progress is not None:
-            self._progress.update(self._task, loss=f"{loss:.3f}", speed=str(self._meter))
+        """Show the losses and what the meter says."""
+        if self._progress is None:
+            return
+        if "loss" in logs:
+            self._progress.update(self._task, loss=f"{logs['loss']:.3f}", speed=str(self._meter))
+        for name in self._names.keys() & logs.keys():
+            self._validation[self._names[name]] = f"{logs[name]:.3f}"
+            shown = ", ".join(f"N={n} {loss}" for n, loss in self._validation.items())
+            self._progress.update(self._task, validation=f"validation {shown}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the bar down."""

@@ -51,6 +51,7 @@ class Final:
         validation_loss: nats per token.
         perplexity: exp of that.
         perplexity_ratio: over the first run's; below 1 is better than that.
+        perplexity_by_sublayers: where N was drawn, with each N; empty elsewhere.
     """
 
     run: str
@@ -58,6 +59,7 @@ class Final:
     validation_loss: float
     perplexity: float
     perplexity_ratio: float
+    perplexity_by_sublayers: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,11 +195,11 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         )
     points = tuple((tokens, tuple(curve[tokens] for curve in curves)) for tokens in shared)
     return Comparison(
-        runs=tuple(runs), tokens=shared[-1], points=points, finals=_finals(runs, points[-1][1])
+        runs=tuple(runs), tokens=shared[-1], points=points, finals=_finals(runs, *points[-1])
     )
 
 
-def _finals(runs: Sequence[Run], losses: Sequence[float]) -> tuple[Final, ...]:
+def _finals(runs: Sequence[Run], tokens: int, losses: Sequence[float]) -> tuple[Final, ...]:
     return tuple(
         Final(
             run=run.name,
@@ -205,9 +207,19 @@ def _finals(runs: Sequence[Run], losses: Sequence[float]) -> tuple[Final, ...]:
             validation_loss=loss,
             perplexity=math.exp(loss),
             perplexity_ratio=math.exp(loss - losses[0]),
+            perplexity_by_sublayers=_by_sublayers(run.history, tokens),
         )
         for run, loss in zip(runs, losses, strict=True)
     )
+
+
+def _by_sublayers(history: History, tokens: int) -> dict[str, float]:
+    return {
+        n: math.exp(entry.loss)
+        for n, entries in history.validation_by_sublayers.items()
+        for entry in entries
+        if entry.step * history.tokens_per_step == tokens
+    }
 
 
 def _by_tokens(history: History) -> dict[int, float]:

@@ -1,7 +1,8 @@
 """What is Hugging Face's Trainer told to do otherwise?
 
 It decays matrices only, stops at a loss that is not finite, carries the running loss over an
-interruption, and divides weights with a sub-layer axis under FSDP.
+interruption, divides weights with a sub-layer axis under FSDP, and computes each step with the N
+that is drawn for it.
 """
 
 import math
@@ -23,7 +24,8 @@ from krakenlm.files import write_json
 from krakenlm.integrations.hf_trainer import Callback, OpenTrainer, RunningLoss
 from krakenlm.overrides import changed, replaces
 from krakenlm.strict import read_json
-from krakenlm.train.history import History, Loss
+from krakenlm.train.degrees import Degrees
+from krakenlm.train.history import History
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
 from krakenlm.train.run_folder import RunFolder, step_of
@@ -40,16 +42,24 @@ class LoopTrainer(OpenTrainer):
         ranks: the processes that train.
         meter: told when steps are done.
         schedule_steps: steps that the learning rate's schedule runs over.
+        degrees: the N of each step.
         arguments: Trainer's own.
     """
 
     def __init__(
-        self, run: RunFolder, ranks: Ranks, meter: Meter, schedule_steps: int, **arguments: Any
+        self,
+        run: RunFolder,
+        ranks: Ranks,
+        meter: Meter,
+        schedule_steps: int,
+        degrees: Degrees,
+        **arguments: Any,
     ) -> None:
         self._run = run
         self._ranks = ranks
         self._meter = meter
         self._schedule_steps = schedule_steps
+        self._degrees = degrees
         self._first_bad = torch.tensor(-1)
         super().__init__(**arguments)
 
@@ -93,7 +103,11 @@ class LoopTrainer(OpenTrainer):
         inputs: dict[str, Tensor],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Remember the first step whose loss is not finite, without waiting for the device."""
+        """Compute with the step's N; remember the first step whose loss is not finite.
+
+        That is without waiting for the device.
+        """
+        self._compute_with(self._degrees.at(self.state.global_step))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         first = self._first_bad.to(loss.device)
         bad = ~torch.isfinite(loss) & (first < 0)
@@ -103,11 +117,12 @@ class LoopTrainer(OpenTrainer):
     @replaces(Trainer)
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Refuse a loss that is not finite; add speed to what is logged."""
-        if not logs.keys() & {"loss", "eval_loss", "train_loss"}:
+        losses = {name: value for name, value in logs.items() if name.endswith("loss")}
+        if not losses:
             raise changed(f"transformers.Trainer logs {', '.join(logs)} and no loss")
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise self._diverged(name, logs[name])
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise self._diverged(name, loss)
         if "loss" in logs:
             self._meter.mark(self.state.global_step)
             summary = self._meter.summary()
@@ -121,8 +136,12 @@ class LoopTrainer(OpenTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """As Trainer does, with the clock stopped."""
+        """As Trainer does, with the clock stopped; where N is drawn, with each N."""
         with self._meter.paused():
+            for n in self._degrees.others:
+                self._compute_with(n)
+                super().evaluate(eval_dataset, ignore_keys, self._degrees.evaluation(n))
+            self._compute_with(self._degrees.own)
             found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             return found
 
@@ -141,7 +160,7 @@ class LoopTrainer(OpenTrainer):
             checkpoint: that it resumes from.
             history: of the run, which has the loss that a finished run was measured at last.
         """
-        validation = () if history is None else history.validation
+        validation = [] if history is None else history.validation_log(self._degrees)
         self.add_callback(_CarryOn(self, _progress(checkpoint), validation))
 
     @contextmanager
@@ -167,6 +186,9 @@ class LoopTrainer(OpenTrainer):
         if state and self.model.config.tie_word_embeddings:
             return {name: value for name, value in state.items() if name != "lm_head.weight"}
         return state
+
+    def _compute_with(self, n: int) -> None:
+        self.model.model.degree = n
 
     def _gathered(self, value: Tensor) -> list[float]:
         """A scalar of each process."""
@@ -198,7 +220,10 @@ class _CarryOn(Callback):
     """Puts back what a checkpoint has of the mean loss since the last log, and what it lacks."""
 
     def __init__(
-        self, trainer: LoopTrainer, progress: dict[str, Any], validation: Sequence[Loss]
+        self,
+        trainer: LoopTrainer,
+        progress: dict[str, Any],
+        validation: Sequence[dict[str, Any]],
     ) -> None:
         self._trainer = trainer
         self._progress = progress
@@ -211,11 +236,13 @@ class _CarryOn(Callback):
         self._trainer.running_loss = RunningLoss(
             torch.tensor(own, device=args.device), int(self._progress["logged_at"])
         )
-        known = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
-        state.log_history += [
-            {"step": entry.step, "eval_loss": entry.loss}
+        logged = state.log_history
+        known = {(name, entry["step"]) for entry in logged for name in entry.keys() - {"step"}}
+        logged += [
+            entry
             for entry in self._validation
-            if entry.step <= state.global_step and entry.step not in known
+            if entry["step"] <= state.global_step
+            and known.isdisjoint((name, entry["step"]) for name in entry)
         ]
 
 

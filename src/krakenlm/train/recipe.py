@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from krakenlm.config import ModelConfig, Rule, derive, model_config
+from krakenlm.config import ModelConfig, Rule, derive, finest_layout, model_config
 from krakenlm.errors import KrakenError
 from krakenlm.strict import check_types, from_plain, refuse_unknown
 from krakenlm.utf8 import read_utf8
@@ -56,6 +56,8 @@ class Training:
         gradient_checkpointing: recompute activations instead of keeping them.
         compile: run the model through ``torch.compile``.
         seed: of initial weights, order of the data and dropout.
+        sublayers: where N is a choice when a model is loaded: numbers from which each step draws
+            the N that it learns with; None is the model's own for all of them.
         log_every: steps between two values of the training loss.
         eval_every: steps between two values of the validation loss; 0 is only at the end.
         eval_batches: batches that a validation loss is taken from.
@@ -83,6 +85,7 @@ class Training:
     gradient_checkpointing: bool = False
     compile: bool = False
     seed: int = 0
+    sublayers: tuple[int, ...] | None = None
     log_every: int = 10
     eval_every: int = 0
     eval_batches: int = 20
@@ -119,6 +122,10 @@ class Training:
         _need("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "more than 0")
         for name in ("beta1", "beta2"):
             _need(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 or more, below 1")
+        if self.sublayers is not None:
+            numbers = list(self.sublayers)
+            _need("sublayers", numbers, numbers and min(numbers) >= 1, "numbers of 1 or more")
+            _need("sublayers", numbers, len({*numbers}) == len(numbers), "each number once")
 
     @property
     def scheduled_steps(self) -> int:
@@ -142,7 +149,7 @@ class Recipe:
     """A whole training run.
 
     Attributes:
-        model: the configuration to start from, untrained.
+        model: the configuration to start from, untrained, and the layout of the finished model.
         data: a folder that ``krakenlm prepare`` wrote.
         output: the run's folder.
         training: everything else.
@@ -152,6 +159,15 @@ class Recipe:
     data: Path
     output: Path
     training: Training
+
+    def __post_init__(self) -> None:
+        assert self.trained_model  # refuses numbers that do not fit the model
+
+    @property
+    def trained_model(self) -> ModelConfig:
+        """The layout that training keeps the weights in: that of ``model``, unless N is drawn."""
+        numbers = self.training.sublayers
+        return self.model if numbers is None else finest_layout(self.model, numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain values, every default filled in."""
@@ -268,6 +284,6 @@ def _resolve(values: Mapping[str, Any], vocab_size_of: Callable[[Path], int]) ->
     )
 
 
-def _need(name: str, value: object, holds: bool, what: str) -> None:
+def _need(name: str, value: object, holds: object, what: str) -> None:
     if not holds:
         raise KrakenError(f"{name}={value!r}: needs {what}")

@@ -29,6 +29,7 @@ from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import KrakenError, trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
+from krakenlm.integrations.rewiring import lay_out
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
@@ -38,6 +39,7 @@ from krakenlm.train.checks import (
     check_sharding,
     sequence_length,
 )
+from krakenlm.train.degrees import Degrees
 from krakenlm.train.history import History
 from krakenlm.train.loop import LoopTrainer, seconds_before
 from krakenlm.train.meter import Meter, peak_flops_here
@@ -144,7 +146,8 @@ def _train(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
     )
     length = sequence_length(recipe, training, validation)
     meter = _meter(recipe, length, ranks)
-    display, termination = Display(recipe.model.wiring, meter), Termination(ranks)
+    display = Display(recipe.model.wiring, meter, Degrees.of(recipe))
+    termination = Termination(ranks)
     with _tidy(run, ranks, display):
         trainer = _make_trainer(recipe, run, ranks, training, validation, length, meter)
         trainer.add_callback(Marker(run, ranks, recipe.training.keep_checkpoints))
@@ -158,7 +161,7 @@ def _train(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
             trainer.evaluate()
         if ranks.is_main:
             write_history()
-        _save_model(trainer, run, ranks)
+        _save_model(trainer, recipe, run, ranks)
 
 
 def _learn(
@@ -206,6 +209,7 @@ def _make_trainer(
         ranks,
         meter,
         schedule_steps=settings.scheduled_steps,
+        degrees=Degrees.of(recipe),
         model=model,
         args=_arguments(settings, run.checkpoints, ranks, model),
         train_dataset=Windows(training.tokens, length),
@@ -222,7 +226,7 @@ def _make_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
     torch.manual_seed(recipe.training.seed)
     config = AutoConfig.for_model(
         MODEL_TYPE,
-        **recipe.model.to_dict(),
+        **recipe.trained_model.to_dict(),
         bos_token_id=manifest.eos_id,
         eos_token_id=manifest.eos_id,
         pad_token_id=manifest.eos_id,
@@ -324,6 +328,12 @@ def _introduce(recipe: Recipe) -> None:
         f"{model.num_hidden_layers} layers, hidden_size {model.hidden_size}, "
         f"{model.num_sublayers} sub-layers"
     )
+    if settings.sublayers is not None:
+        numbers = ", ".join(map(str, settings.sublayers))
+        notes.print(
+            f"each step draws its N from {numbers}; the validation loss is taken with each, and "
+            f"`compare` shows that of {model.num_sublayers}"
+        )
     if settings.scheduled_steps < settings.steps:
         notes.print(
             f"after step {settings.scheduled_steps} of {settings.steps} the learning rate stays at "
@@ -342,6 +352,7 @@ def _write_history(
 ) -> None:
     history = History.of_log(
         trainer.state.log_history,
+        Degrees.of(recipe),
         tokens_per_step=recipe.training.sequences_per_step * length,
         parameters=count_parameters(recipe.model),
         speed=meter.summary(),
@@ -349,7 +360,7 @@ def _write_history(
     write_json(run.history, history.to_dict())
 
 
-def _save_model(trainer: LoopTrainer, run: RunFolder, ranks: Ranks) -> None:
+def _save_model(trainer: LoopTrainer, recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
     """Write the finished model; under FSDP every process hands in its part."""
     trainer.model.config.use_cache = True  # Trainer turned it off for training
     if not ranks.is_main:
@@ -358,3 +369,4 @@ def _save_model(trainer: LoopTrainer, run: RunFolder, ranks: Ranks) -> None:
     with whole_directory(run.model, replace=True) as folder:
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed
+        lay_out(folder, recipe.model.num_sublayers)
