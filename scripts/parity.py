@@ -8,10 +8,10 @@ drawn for each step, and as Kraken, each Kraken by the published rule and by kee
 tokens in the same order. Every model gets the same grid of learning rates on the first seed, and as
 many further ones as it takes until its best rate has a worse one on either side; then its two best
 rates get the second seed, and the better of them by both seeds all others. With one learning rate
-nothing is tuned, and with one seed nothing is repeated. Each training run is one ``krakenlm train`` on one thread, several side
-by side; its losses are kept under docs/results/parity, and a run that is there already is not
-trained again, so that an interrupted protocol goes on. ``--draw`` trains nothing and makes summary,
-picture and tables from those files.
+nothing is tuned, and with one seed nothing is repeated. Each training run is one ``krakenlm train``
+on one thread, several side by side; its losses are kept under docs/results/parity, and a run that
+is there already is not trained again, so that an interrupted protocol goes on. ``--draw`` trains
+nothing and makes summary, picture and tables from those files.
 """
 
 import argparse
@@ -335,13 +335,15 @@ def with_kept(measured: Sequence[Measured], results: Path) -> list[Measured]:
 def _sum_up(measured: Sequence[Measured], options: argparse.Namespace, results: Path) -> None:
     texts = [text.name for text in options.text]
     environment = recording.environment(_gpu(options.recipe))["environment"]
-    found = parity_page.summary(with_kept(measured, results), texts, options.recipe.name, environment)
+    found = parity_page.summary(
+        with_kept(measured, results), texts, options.recipe.name, environment
+    )
     parity_page.write_summary(results, found)
 
 
 def _gpu(recipe: Path) -> str:
     """Name of the GPU that the recipe trains on; empty where it is none."""
-    if read_recipe(recipe, lambda data: 0).training.device == "cpu":
+    if read_recipe(recipe, lambda data: 1).training.device == "cpu":
         return ""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 

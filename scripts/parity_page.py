@@ -167,9 +167,7 @@ def _with_sublayers(
     measured: Sequence[Measured], seeds: dict[int, Measured], n: str
 ) -> dict[str, Any]:
     """A model whose N was drawn, with one N, beside the model that was trained for that N alone."""
-    losses = {
-        seed: run.history.validation_by_sublayers[n][-1].loss for seed, run in seeds.items()
-    }
+    losses = {seed: run.history.validation_by_sublayers[n][-1].loss for seed, run in seeds.items()}
     found = {
         "sublayers": int(n),
         "loss": _spread(list(losses.values())),

@@ -276,7 +276,7 @@ def test_training_says_what_is_drawn_and_which_loss_is_shown(recipe, capfd):
     assert "each step draws its N from 1, 2, 4" in said and "shows that of 4" in said
 
 
-def test_the_progress_bar_shows_the_loss_with_each_n(capfd):
+def test_beside_the_progress_bar_stands_the_loss_with_each_n(capfd):
     state = type("State", (), {"max_steps": 9, "global_step": 2})
     display = Display("shared", Meter(1, 1.0, 9, None), Degrees((1, 4), own=4, seed=0))
     display.on_train_begin(None, state, None)
@@ -284,7 +284,10 @@ def test_the_progress_bar_shows_the_loss_with_each_n(capfd):
     display.on_log(None, state, None, {"eval_sublayers_1_loss": 4.5})
     display.on_log(None, state, None, {"eval_loss": 4.25})
     display.on_train_end(None, state, None)
-    assert "N=1 4.500, N=4 4.250" in " ".join(capfd.readouterr().err.split())
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if "step 2" in line] == [
+        "step 2: validation loss 4.500 (N=1), 4.250 (N=4)"
+    ]
 
 
 @pytest.mark.parametrize(

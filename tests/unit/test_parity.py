@@ -1,5 +1,6 @@
 """The protocol of ``make parity``: what it trains, what it keeps, and how it sums up."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -20,7 +21,7 @@ import parity  # noqa: E402
 import parity_long  # noqa: E402
 import parity_long_page  # noqa: E402
 import parity_page  # noqa: E402
-from parity import Model, Protocol, try_options, tune_and_repeat  # noqa: E402
+from parity import Job, Model, Protocol, try_options, tune_and_repeat  # noqa: E402
 from parity_long import Lengths, deeper  # noqa: E402
 
 RATES = (0.01, 0.02, 0.04)
@@ -135,6 +136,22 @@ def test_a_result_is_kept_when_an_option_is_added_that_it_does_not_use(
     assert len(training.asked) == 2
 
 
+def test_what_is_kept_in_the_repository_is_valid_for_its_recipe():
+    """Otherwise a later call would train all of it again."""
+    models = {model.name: model for model in (*parity.MODELS, *parity.VARIANTS)}
+    files = sorted(parity_page.runs_in(parity_page.RESULTS).glob("*.json"))
+    assert files
+    for file in files:
+        run = parity_page.Measured.load(file)
+        job = Job(models[run.model], run.learning_rate, run.seed)
+        assert file.stem == job.name
+        path = ROOT / "recipes" / "parity-cpu.toml"
+        recipe = parity.read_recipe(path, lambda data: 2048, job.overrides).to_dict()
+        wanted = {"model": recipe["model"], "training": recipe["training"]}
+        kept = parity._with_defaults(run.setting)
+        assert {name: kept[name] for name in wanted} == wanted, file.name
+
+
 def test_a_run_that_fails_ends_the_protocol_with_what_it_said(protocol, training):
     training.fails = True
     with pytest.raises(KrakenError, match=r"-seed5: training ended with 2: no space left"):
@@ -160,6 +177,118 @@ def test_differences_are_taken_seed_by_seed_at_each_models_best_rate(protocol):
     assert variant["perplexity_over_standard_percent"]["mean"] < over["mean"]
 
 
+def test_with_one_rate_and_one_seed_each_model_is_trained_once(protocol, training, tmp_path):
+    measured = run_protocol(protocol, [STANDARD], [0.02], [5])
+    assert [(run.learning_rate, run.seed) for run in measured] == [(0.02, 5)]
+    parity_page.write_summary(tmp_path, parity_page.summary(measured, [], "recipe.toml", {}))
+    parity_page.draw(tmp_path)
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_are_chosen_by_name_with_what_they_are_held_to():
+    def names(*chosen):
+        return [[model.name for model in models] for models in parity.chosen(chosen)]
+
+    everything = [[model.name for model in models] for models in (parity.MODELS, parity.VARIANTS)]
+    assert names() == everything
+    assert names("lagged") == [["standard", "lagged"], []]
+    variant = "kraken 4-way published, sum_scale 0.25"
+    assert names(variant) == [["standard", "kraken 4-way published"], [variant]]
+    parse = parity.option_parser().parse_args
+    assert parse(["--models", "shared 4-way", "lagged"]).models == ["shared 4-way", "lagged"]
+    with pytest.raises(SystemExit):
+        parse(["--models", "shared 5-way"])
+
+
+def test_results_of_other_models_on_the_same_tokens_stay_in_the_summary(
+    protocol, tmp_path, monkeypatch
+):
+    standard, kraken = run_protocol(protocol, MODELS, [0.02], [5])[:2]
+    monkeypatch.setattr(parity, "MODELS", (KRAKEN, STANDARD))
+    results = tmp_path / "results"
+    assert parity.with_kept([standard], results) == [kraken, standard]
+    other = dataclasses.replace(standard, setting={**standard.setting, "data": {"train": "else"}})
+    assert parity.with_kept([other], results) == [other]
+    monkeypatch.setattr(parity, "MODELS", (STANDARD,))
+    assert parity.with_kept([standard], results) == [standard]
+
+
+DRAWN = parity.drawn((1, 2, 4))
+
+
+class DrawnTraining:
+    """Stands in for ``krakenlm train``: losses by N, which depend on rate and seed."""
+
+    def __call__(self, arguments, log) -> int:
+        asked = dict(word.split("=", 1) for word in arguments[3::2])
+        rate, seed = float(asked["training.learning_rate"]), int(asked["training.seed"])
+        own = int(asked.get("model.derive.sublayers", 1))
+        drawn = json.loads(asked.get("training.sublayers", "[]"))
+
+        def losses(n: int) -> tuple[Loss, ...]:
+            # N = 4 alone would take the other rate.
+            worse = (0.3 if n == 4 else -0.4) * (rate == 0.01) if drawn else 0.1 * (rate == 0.02)
+            price = 0.01 * n if drawn else 0.0
+            return (Loss(step=8, loss=4 - n / 10 + seed / 10 + price - worse),)
+
+        history = History(
+            tokens_per_step=128,
+            parameters=1000,
+            training=(),
+            validation=losses(own),
+            validation_by_sublayers={str(n): losses(n) for n in drawn},
+            speed={"seconds": 3.0},
+        )
+        write_json(Path(asked["output"]) / "history.json", history.to_dict())
+        return 0
+
+
+def test_a_drawn_n_is_held_to_models_of_that_n_alone(tmp_path, tiny_data, monkeypatch):
+    recipe = tmp_path / "recipe.toml"
+    model = 'wiring = "standard"\nnum_sublayers = 1\nhidden_size = 16\nnum_hidden_layers = 2\n'
+    model += "heads_per_sublayer = 4\nmax_position_embeddings = 16\n"
+    recipe.write_text(tiny.recipe_text(Path("data"), Path("run"), model=model))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "data").symlink_to(tiny_data)
+    results, work = tmp_path / "results", tmp_path / "work"
+    protocol = Protocol(recipe, results, work, 1, DrawnTraining())
+    models = [STANDARD, parity.shared(2), parity.shared(4), DRAWN]
+    measured = protocol.train(
+        [Job(model, rate, seed) for model in models for rate in (0.01, 0.02) for seed in (5, 6)], ""
+    )
+    assert DRAWN.name == "shared, N drawn from 1, 2, 4"
+    assert parity_page.rates_by_loss(measured, DRAWN.name) == [0.02, 0.01]
+    found = parity_page.summary(measured, ["text"], "recipe.toml", {})
+    by_sublayers = found["models"][-1]["by_sublayers"]
+    assert [entry["sublayers"] for entry in by_sublayers] == [1, 2, 4]
+    assert [entry["alone"] for entry in by_sublayers] == [
+        "standard",
+        "shared 2-way",
+        "shared 4-way",
+    ]
+    for entry in by_sublayers:
+        expected = 100 * math.expm1(0.01 * entry["sublayers"] + 0.1)
+        assert entry["perplexity_over_alone_percent"]["most"] == pytest.approx(expected)
+        assert entry["perplexity_over_alone_percent"]["least"] == pytest.approx(expected)
+    monkeypatch.setattr(parity_page, "load_summary", lambda: found)
+    table = parity_page.degrees_table()
+    assert f"| 2 | {math.exp(4.25):.1f} | {math.exp(4.37):.1f} | +12.7 % |" in table
+    # A model alone that is not there yet takes its row with it, and without any there is no table.
+    fewer = [run for run in measured if run.model != "shared 2-way"]
+    found["models"] = parity_page.summary(fewer, ["text"], "recipe.toml", {})["models"]
+    assert "| 2 |" not in parity_page.degrees_table() and "| 4 |" in parity_page.degrees_table()
+    found["models"] = found["models"][:1]
+    assert "still to come" in parity_page.degrees_table()
+
+
+def test_without_runs_on_a_gpu_their_table_says_so(tmp_path, monkeypatch, protocol):
+    monkeypatch.setattr(parity_page, "GPU_RESULTS", tmp_path)
+    assert "still to come" in parity_page.gpu_table()
+    measured = run_protocol(protocol, MODELS, RATES, SEEDS)
+    parity_page.write_summary(tmp_path, parity_page.summary(measured, [], "recipe.toml", {}))
+    assert "| kraken 2-way | 16 |" in parity_page.gpu_table()
+
+
 def test_every_model_of_the_protocol_fits_its_recipes():
     short = (*parity.MODELS, *parity.VARIANTS)
     recipes = {
@@ -181,8 +310,9 @@ def test_pictures_and_tables_are_drawn_from_the_summary(protocol, tmp_path, monk
     parity_page.write_summary(tmp_path, found)
     parity_page.draw(tmp_path)
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(parity_page, "load_summary", lambda: found)
+    monkeypatch.setattr(parity_page, "load_summary", lambda results: found)
     assert "| kraken 2-way | 16 |" in parity_page.parity_table()
+    monkeypatch.setattr(parity_page, "load_summary", lambda: found)
     assert "| standard | 4.450 | 4.250 | 4.350 |  |  |" in parity_page.grid_table()
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import (
@@ -103,6 +104,13 @@ def checkpoint_activations(model: PreTrainedModel, *, on: bool = True) -> None:
     names = (f"{kind}_checkpointing_{ending}" for kind in ("activation", "gradient"))
     set_it: Callable[[], None] = next(getattr(model, n) for n in names if hasattr(model, n))
     set_it()
+
+
+def let_compile(versions: int) -> None:
+    """Let torch.compile make so many versions of a model; past its limit it falls back to eager."""
+    limits = torch.compiler.config
+    require_attributes(limits, "recompile_limit")
+    limits.recompile_limit = max(limits.recompile_limit, versions)
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:

@@ -90,7 +90,7 @@ def sum_in_groups(y_KBTD: Tensor, groups: int) -> Tensor:
     """What ``groups`` wider branches add, each made up of K / groups of these in a row."""
     if groups == y_KBTD.shape[0]:
         return y_KBTD
-    return y_KBTD.unflatten(0, (groups, -1)).sum(dim=1)
+    return y_KBTD.view(groups, -1, *y_KBTD.shape[1:]).sum(dim=1)
 
 
 class Norm(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from krakenlm.console import progress_bar
+from krakenlm.console import print_note, progress_bar
 from krakenlm.integrations.hf_trainer import Callback, save_and_stop
 from krakenlm.train.degrees import Degrees
 from krakenlm.train.meter import Meter
@@ -45,7 +45,8 @@ class Marker(Callback):
 class Display(Callback):
     """The progress bar: loss, tokens per second, MFU, time left.
 
-    Where N is drawn also the last validation loss with each N; the loss is a mean over drawn ones.
+    Where N is drawn, the loss is a mean over what was drawn, and each validation says the loss with
+    each N on a line of its own.
 
     Args:
         label: what stands before the bar.
@@ -56,22 +57,19 @@ class Display(Callback):
     def __init__(self, label: str, meter: Meter, degrees: Degrees) -> None:
         self._label = label
         self._meter = meter
-        self._validation = dict.fromkeys(degrees.drawn_from if degrees.others else (), "-")
-        self._names = {f"{degrees.evaluation(n)}_loss": n for n in self._validation}
+        self._degrees = degrees
+        self._validation: dict[str, float] = {}
         self._progress: Progress | None = None
         self._task = TaskID(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
-        validation = ["{task.fields[validation]}"] if self._validation else []
-        texts = ["loss {task.fields[loss]}", *validation, "{task.fields[speed]}"]
-        self._progress = progress_bar(*texts)
+        self._progress = progress_bar("loss {task.fields[loss]}", "{task.fields[speed]}")
         self._task = self._progress.add_task(
             f"training {self._label}",
             total=state.max_steps,
             completed=state.global_step,
             loss="-",
-            validation="",
             speed="-",
         )
         self._progress.start()
@@ -85,14 +83,14 @@ class Display(Callback):
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
         """Show the losses and what the meter says."""
-        if self._progress is None:
-            return
-        if "loss" in logs:
-            self._progress.update(self._task, loss=f"{logs['loss']:.3f}", speed=str(self._meter))
-        for name in self._names.keys() & logs.keys():
-            self._validation[self._names[name]] = f"{logs[name]:.3f}"
-            shown = ", ".join(f"N={n} {loss}" for n, loss in self._validation.items())
-            self._progress.update(self._task, validation=f"validation {shown}")
+        loss = logs.get("loss")
+        if loss is not None and self._progress is not None:
+            self._progress.update(self._task, loss=f"{loss:.3f}", speed=str(self._meter))
+        self._validation |= logs
+        if "eval_loss" in logs and self._degrees.others:  # the last of them
+            names = {n: f"{self._degrees.evaluation(n)}_loss" for n in self._degrees.drawn_from}
+            shown = ", ".join(f"{self._validation[name]:.3f} (N={n})" for n, name in names.items())
+            print_note(f"step {state.global_step}: validation loss {shown}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the bar down."""

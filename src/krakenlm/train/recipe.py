@@ -56,8 +56,8 @@ class Training:
         gradient_checkpointing: recompute activations instead of keeping them.
         compile: run the model through ``torch.compile``.
         seed: of initial weights, order of the data and dropout.
-        sublayers: where N is a choice when a model is loaded: numbers from which each step draws
-            the N that it learns with; None is the model's own for all of them.
+        sublayers: where N is a choice when a model is loaded, the numbers from which each step
+            draws the N that it learns with; without them all learn with the model's own.
         log_every: steps between two values of the training loss.
         eval_every: steps between two values of the validation loss; 0 is only at the end.
         eval_batches: batches that a validation loss is taken from.

@@ -28,7 +28,7 @@ from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import KrakenError, trying
 from krakenlm.files import disk_errors, whole_directory, write_json
-from krakenlm.integrations.hf_trainer import checkpoint_activations, use_one_gpu
+from krakenlm.integrations.hf_trainer import checkpoint_activations, let_compile, use_one_gpu
 from krakenlm.integrations.rewiring import lay_out
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
@@ -48,6 +48,8 @@ from krakenlm.train.recipe import Recipe, Training
 from krakenlm.train.run_folder import RunFolder, step_of
 from krakenlm.train.sharding import fsdp_settings
 
+# With each N: training and evaluation, on whole batches and on the last one.
+_VERSIONS_COMPILED = 4
 _LESS = "if memory is short, lower batch_size and raise gradient_accumulation; else " + REPORT
 
 
@@ -202,14 +204,16 @@ def _make_trainer(
     length: int,
     meter: Meter,
 ) -> LoopTrainer:
-    settings = recipe.training
+    settings, degrees = recipe.training, Degrees.of(recipe)
+    if settings.compile:
+        let_compile(_VERSIONS_COMPILED * len(degrees.drawn_from))
     model = _make_model(recipe, training.manifest)
     trainer = LoopTrainer(
         run,
         ranks,
         meter,
         schedule_steps=settings.scheduled_steps,
-        degrees=Degrees.of(recipe),
+        degrees=degrees,
         model=model,
         args=_arguments(settings, run.checkpoints, ranks, model),
         train_dataset=Windows(training.tokens, length),
