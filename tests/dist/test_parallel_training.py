@@ -27,6 +27,11 @@ STANDARD = (
     "wiring = 'standard'\nnum_sublayers = 1\nhidden_size = 16\nnum_hidden_layers = 2\n"
     f"heads_per_sublayer = 2\nmax_position_embeddings = {tiny.CONTEXT}\n"
 )
+# Another N at each step: both processes have to draw the same.
+DRAWN = (
+    "wiring = 'shared'\nnum_sublayers = 4\nhidden_size = 16\nnum_hidden_layers = 2\n"
+    f"heads_per_sublayer = 1\nffn_dim = 16\nmax_position_embeddings = {tiny.CONTEXT}\n"
+)
 SETTINGS = {
     "steps": 6,
     "gradient_accumulation": 4,
@@ -57,6 +62,8 @@ def together(
 
 def write(folder: Path, data: Path, output: str, model: str, **changes: object) -> Path:
     path = folder / f"{output}.toml"
+    if model == DRAWN:
+        changes["sublayers"] = [1, 2, 4]
     text = tiny.recipe_text(data, folder / output, model=model, **{**SETTINGS, **changes})
     path.write_text(text)
     return path
@@ -66,14 +73,22 @@ def alone(folder: Path, data: Path, model: str) -> RunFolder:
     return train(read_recipe(write(folder, data, "alone", model), lambda _: tiny.VOCABULARY))
 
 
+def assert_same_losses(found: list[dict], expected: list[dict]) -> None:
+    assert [e["step"] for e in found] == [e["step"] for e in expected]
+    losses = [e["loss"] for e in expected]
+    assert [e["loss"] for e in found] == pytest.approx(losses, rel=1e-5)
+
+
 def assert_same(run: RunFolder, other: RunFolder) -> None:
     """Up to the order in which numbers are added."""
     found, expected = (json.loads(each.history.read_text()) for each in (run, other))
     assert found["tokens_per_step"] == expected["tokens_per_step"]
     for part in ("training", "validation"):
-        assert [e["step"] for e in found[part]] == [e["step"] for e in expected[part]]
-        losses = [e["loss"] for e in expected[part]]
-        assert [e["loss"] for e in found[part]] == pytest.approx(losses, rel=1e-5)
+        assert_same_losses(found[part], expected[part])
+    of_each = "validation_by_sublayers"
+    assert found[of_each].keys() == expected[of_each].keys()
+    for n, losses in expected[of_each].items():
+        assert_same_losses(found[of_each][n], losses)
     weights, others = (load_file(each.model / "model.safetensors") for each in (run, other))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
@@ -84,7 +99,10 @@ def assert_same(run: RunFolder, other: RunFolder) -> None:
     assert run.last_checkpoint().name == "checkpoint-6"
 
 
-@pytest.mark.parametrize(("parallel", "model"), [("ddp", ""), ("fsdp", STANDARD)])
+@pytest.mark.parametrize(
+    ("parallel", "model"),
+    [("ddp", DRAWN), ("fsdp", STANDARD), pytest.param("fsdp", DRAWN, marks=pytest.mark.slow)],
+)
 def test_two_processes_learn_what_one_learns(tmp_path, tiny_data, parallel, model):
     path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
     ended = together(tmp_path, "train", path)
@@ -110,7 +128,9 @@ def test_fsdp_between_cpus_is_refused_in_one_line(tmp_path, tiny_data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "model"), [("ddp", ""), ("fsdp", STANDARD), ("fsdp", "")])
+@pytest.mark.parametrize(
+    ("parallel", "model"), [("ddp", ""), ("ddp", DRAWN), ("fsdp", STANDARD), ("fsdp", "")]
+)
 @pytest.mark.parametrize("last", [3, 6])
 def test_two_processes_go_on_where_they_stopped(tmp_path, tiny_data, parallel, model, last):
     path = write(tmp_path, tiny_data, "both", model, parallel=parallel)

@@ -19,12 +19,17 @@ TOKENS_PER_STEP = 4 * tiny.CONTEXT
 SHA256 = {"train": "a", "validation": "b", "tokenizer": "c"}
 
 
+def losses(by_step: dict[int, float]) -> tuple[Loss, ...]:
+    return tuple(Loss(step=step, loss=loss) for step, loss in by_step.items())
+
+
 def made_up(
     folder: Path,
     validation: dict[int, float],
     *,
     sha256: dict[str, str] = SHA256,
     finished: bool = True,
+    by_sublayers: dict[str, dict[int, float]] | None = None,
     **training,
 ) -> Path:
     """A run's folder with these validation losses by step."""
@@ -38,7 +43,8 @@ def made_up(
             tokens_per_step=recipe.training.sequences_per_step * tiny.CONTEXT,
             parameters=count_parameters(recipe.model),
             training=tuple(Loss(step=step, loss=9.0 - step / 10) for step in (5, 10)),
-            validation=tuple(Loss(step=step, loss=loss) for step, loss in validation.items()),
+            validation=losses(validation),
+            validation_by_sublayers={n: losses(each) for n, each in (by_sublayers or {}).items()},
             speed={"tokens_per_second": 1234.5},
         )
         write_json(folder / "history.json", history.to_dict())
@@ -182,6 +188,22 @@ def test_compare_prints_writes_and_draws(cli, tmp_path):
     assert [run["run"] for run in found["runs"]] == ["kraken", "twin"]
     assert found["runs"][1]["perplexity_ratio"] == pytest.approx(math.exp(-0.1))
     assert found["validation"][0] == {"tokens": 10 * TOKENS_PER_STEP, "losses": [5.0, 5.1]}
+
+
+def test_compare_says_the_perplexity_with_each_n_that_was_drawn(cli, tmp_path):
+    made_up(tmp_path / "plain", {10: 5.0, 20: 4.0})
+    each = {"1": {10: 5.2, 20: 4.2}, "2": {10: 5.1, 20: 4.1}}
+    made_up(tmp_path / "drawn", each["2"], by_sublayers=each)
+    history = History.load(tmp_path / "drawn" / "history.json")
+    assert history.validation_by_sublayers["1"] == losses({10: 5.2, 20: 4.2})
+    outcome = cli("compare", "plain", "drawn", "--output-json", "found.json")
+    assert outcome.code == 0, outcome.err
+    expected = (
+        f"drawn drew its N; perplexity by N: {math.exp(4.2):.2f} at 1, {math.exp(4.1):.2f} at 2"
+    )
+    assert expected in outcome.out and "plain drew" not in outcome.out
+    runs = json.loads((tmp_path / "found.json").read_text())["runs"]
+    assert [list(run["perplexity_by_sublayers"]) for run in runs] == [[], ["1", "2"]]
 
 
 def test_compare_says_which_runs_were_extended(cli, tmp_path):
