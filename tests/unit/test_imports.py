@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -55,6 +56,9 @@ DEAL_WITH_LIBRARIES = ("integrations", "train", "eval", "demo", "serving", "cli"
 # Of the standard library: what a named tuple offers, and an end without clean-up.
 NOT_PRIVATE = {"_replace", "_asdict", "_exit"}
 
+# What these are for comes with an extra.
+NEED_EXTRAS = ("eval", "serving")
+
 WIRINGS_MAY_BE_COMPARED_IN = ("config/", "model/wiring.py")
 
 
@@ -65,9 +69,10 @@ class Import(NamedTuple):
     line: int
 
 
-def imports(path: Path, package: tuple[str, ...]) -> Iterator[Import]:
-    """Every import of a file, wherever it stands; `package` is the one that the file lies in."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+def imports(path: Path, package: tuple[str, ...], *, everywhere: bool = True) -> Iterator[Import]:
+    """Every import of a file, or those at its top; `package` is the one that the file lies in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(alias.name, node.lineno)
@@ -162,6 +167,17 @@ def vllm_imports(root: Path) -> list[str]:
         if path.relative_to(root).as_posix() not in VLLM_MAY_BE_IMPORTED_IN
         for module, line in imports(path, package)
         if module.partition(".")[0] == "vllm"
+    ]
+
+
+def optional_imports(root: Path, required: set[str]) -> list[str]:
+    """Imports at a module's top of what an installation without extras lacks."""
+    return [
+        f"{path.relative_to(root)}:{line}: {module}"
+        for path, package in source_files(root)
+        if path.relative_to(root).parts[0] not in NEED_EXTRAS
+        for module, line in imports(path, package, everywhere=False)
+        if module.partition(".")[0] not in {*sys.stdlib_module_names, "krakenlm", *required}
     ]
 
 
@@ -339,6 +355,21 @@ def test_an_import_of_vllm_elsewhere_is_found(tmp_path):
     assert vllm_imports(tree(tmp_path, files)) == [
         "serving/vllm_model.py:2: vllm.config.VllmConfig"
     ]
+
+
+def test_what_comes_with_an_extra_is_imported_when_it_is_asked_for():
+    pyproject = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    required = {re.split(r"[<>=]", name)[0] for name in pyproject["project"]["dependencies"]}
+    assert {"torch", "transformers"} <= required and "datasets" not in required
+    assert optional_imports(PACKAGE, required) == []
+
+
+def test_an_import_of_an_extra_is_found(tmp_path):
+    files = {
+        "data/hub.py": "import datasets\ndef f():\n    import pyarrow",
+        "eval/m.py": "import m",
+    }
+    assert optional_imports(tree(tmp_path, files), {"torch"}) == ["data/hub.py:1: datasets"]
 
 
 def test_insides_of_libraries_are_used_in_their_own_places_only():

@@ -3,11 +3,16 @@
 import dataclasses
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import tiny
 from krakenlm.errors import KrakenError
@@ -150,6 +155,79 @@ def test_what_is_kept_in_the_repository_is_valid_for_its_recipe():
         wanted = {"model": recipe["model"], "training": recipe["training"]}
         kept = parity._with_defaults(run.setting)
         assert {name: kept[name] for name in wanted} == wanted, file.name
+
+
+# Turns the search for modules into one that finds no others than these libraries bring along.
+ONLY = """
+import json, pathlib, sys
+others = set(json.loads((pathlib.Path(__file__).parent / "others.json").read_text()))
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, *rest):
+        return None if name.partition(".")[0] in others else self.finder.find_spec(name, *rest)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+def brought_along(*distributions: str) -> set[str]:
+    """The distributions that installing these installs."""
+    found: set[str] = set()
+    waiting = list(distributions)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            try:
+                needed = map(Requirement, metadata.requires(name) or [])
+            except metadata.PackageNotFoundError:
+                continue  # of another system
+            waiting += [
+                r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+@pytest.mark.slow
+def test_the_protocol_runs_where_only_the_libraries_are_that_the_page_names(tmp_path):
+    """No datasets, no lm_eval, no network: what a machine with a GPU has."""
+    there = brought_along("torch", "transformers", "accelerate", "typer", "matplotlib")
+    modules = metadata.packages_distributions()
+    others = [
+        module
+        for module, owners in modules.items()
+        if module != "krakenlm" and there.isdisjoint(map(canonicalize_name, owners))
+    ]
+    assert {"datasets", "lm_eval", "pytest"} & modules.keys() <= {*others} and "torch" not in others
+    (tmp_path / "others.json").write_text(json.dumps(others))
+    (tmp_path / "sitecustomize.py").write_text(ONLY)
+    (tmp_path / "text.txt").write_text(tiny.text(1500))
+    model = 'wiring = "standard"\nnum_sublayers = 1\nhidden_size = 16\nnum_hidden_layers = 2\n'
+    model += "heads_per_sublayer = 4\nmax_position_embeddings = 32\n"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tiny.recipe_text(Path("data"), Path("run"), model=model, eval_every=4))
+    script = "import parity, sys; parity.train(parity.option_parser().parse_args(sys.argv[1:]))"
+    options = ["--text", tmp_path / "text.txt", "--recipe", recipe, "--tokenizer", "train:300"]
+    options += ["--models", "shared, N drawn from 1, 2, 4", "--learning-rates", 0.01, "--seeds", 0]
+    options += ["--results", tmp_path / "found", "--work", tmp_path / "work", "--processes", 1]
+    path = [tmp_path, ROOT / "scripts", ROOT / "src"]
+
+    def run(*arguments):
+        environment = {"PYTHONPATH": os.pathsep.join(map(str, path)), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    assert "No module named 'pytest'" in run("import pytest").stderr
+    ended = run(script, *options)
+    assert ended.returncode == 0, ended.stderr
+    found = parity_page.load_summary(tmp_path / "found")
+    standard, drawn = found["models"]
+    assert [entry["sublayers"] for entry in drawn["by_sublayers"]] == [1, 2, 4]
+    assert drawn["by_sublayers"][0]["perplexity_alone"] == standard["perplexity"]
 
 
 def test_a_run_that_fails_ends_the_protocol_with_what_it_said(protocol, training):
