@@ -19,7 +19,8 @@ import parity
 import parity_long_page as page
 import parity_page
 import recording
-from parity import Job, Model, Protocol
+from parity import Job, Protocol
+from parity_models import Model, kraken
 from parity_page import BASELINE, Measured, best_rate
 
 MODELS = (
@@ -27,8 +28,8 @@ MODELS = (
     Model("shared 4-way", ("model.derive.sublayers=4", "model.derive.rule=shared")),
     Model("lagged", ("model.wiring=lagged",)),
     Model("lagged-layer", ("model.wiring=lagged-layer",)),
-    parity.kraken(4, "published"),
-    parity.kraken(4, "keep-width"),
+    kraken(4, "published"),
+    kraken(4, "keep-width"),
     Model("ladder", ("model.wiring=ladder",)),
     Model("parallel", ("model.wiring=parallel",)),
 )

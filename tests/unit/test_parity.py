@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import parity  # noqa: E402
 import parity_long  # noqa: E402
 import parity_long_page  # noqa: E402
+import parity_models  # noqa: E402
 import parity_page  # noqa: E402
 from parity import Job, Model, Protocol, try_options, tune_and_repeat  # noqa: E402
 from parity_long import Lengths, deeper  # noqa: E402
@@ -291,7 +292,7 @@ def test_results_of_other_models_on_the_same_tokens_stay_in_the_summary(
     assert parity.with_kept([standard], results) == [standard]
 
 
-DRAWN = parity.drawn((1, 2, 4))
+DRAWN = parity_models.drawn((1, 2, 4))
 
 
 class DrawnTraining:
@@ -330,7 +331,7 @@ def test_a_drawn_n_is_held_to_models_of_that_n_alone(tmp_path, tiny_data, monkey
     (tmp_path / "work" / "data").symlink_to(tiny_data)
     results, work = tmp_path / "results", tmp_path / "work"
     protocol = Protocol(recipe, results, work, 1, DrawnTraining())
-    models = [STANDARD, parity.shared(2), parity.shared(4), DRAWN]
+    models = [STANDARD, parity_models.shared(2), parity_models.shared(4), DRAWN]
     measured = protocol.train(
         [Job(model, rate, seed) for model in models for rate in (0.01, 0.02) for seed in (5, 6)], ""
     )
