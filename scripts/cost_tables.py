@@ -42,6 +42,7 @@ NAMES: dict[WiringName, str] = {
     "ladder": "Ladder Residual",
     "kraken": "Kraken",
     "shared": "shared",
+    "kraken-shared": "kraken-shared",
     "lagged": "lagged",
     "lagged-layer": "lagged-layer",
 }
@@ -180,7 +181,9 @@ def _alternatives(base: str, n: int, head_dim: int) -> str:
         f"`--head-dim {head_dim} --kv-heads 1`": derive(standard, n, head_dim=head_dim, kv_heads=1),
         "`--rule keep-width`": derive(standard, n, rule="keep-width"),
         "`--rule keep-width --kv-heads 1`": derive(standard, n, rule="keep-width", kv_heads=1),
+        "`--wiring kraken-shared`": derive(standard, n, wiring="kraken-shared"),
         "`--rule shared`": derive(standard, n, rule="shared"),
+        "`--rule shared --message-parts 2`": derive(standard, n, rule="shared", message_parts=2),
     }
     rows = [
         [

@@ -33,13 +33,15 @@ LAYERS = 3
 ATTENTION, FEED_FORWARD, CONJUNCTION = 3.0, 4.0, 0.9
 FAST_ALLREDUCE, SLOW_ALLREDUCE = 2.0, 5.0
 
-TITLES: dict[WiringName, str] = {
-    "standard": "Standard tensor parallelism (Megatron-LM)",
-    "parallel": "Parallel attention and feed-forward (GPT-J, PaLM)",
-    "ladder": "Ladder Residual",
-    "kraken": "Kraken",
-    "shared": "Shared, lagged",
-    "lagged-layer": "Lagged layer",
+# Which wiring, with sums of one of how many groups of channels.
+TITLES: dict[tuple[WiringName, int], str] = {
+    ("standard", 1): "Standard tensor parallelism (Megatron-LM)",
+    ("parallel", 1): "Parallel attention and feed-forward (GPT-J, PaLM)",
+    ("ladder", 1): "Ladder Residual",
+    ("kraken", 1): "Kraken",
+    ("shared", 1): "Shared, kraken-shared, lagged",
+    ("shared", 2): "Shared and kraken-shared, half of the channels a layer",
+    ("lagged-layer", 1): "Lagged layer",
 }
 INK = "#222222"
 COLOURS = {
@@ -80,10 +82,10 @@ class Schedule:
         self.compute.append(Span(self.now, self.now + length, kind, label))
         self.now += length
 
-    def send(self) -> float:
-        """Begin an AllReduce; returns when it will be there."""
+    def send(self, share: float) -> float:
+        """Begin an AllReduce of that share of the channels; returns when it will be there."""
         start = max(self.now, self.link_free)
-        self.link_free = start + self.allreduce
+        self.link_free = start + share * self.allreduce
         self.link.append(Span(start, self.link_free, "", ""))
         return self.link_free
 
@@ -107,15 +109,33 @@ class Schedule:
         return found
 
 
-class _Streams:
-    """Stands for a tensor; the wirings only add and pass it on."""
+class _Streams(NamedTuple):
+    """Stands for a tensor of that share of the channels; the wirings only add and pass it on."""
 
-    def __add__(self, other: "_Streams") -> "_Streams":
+    share: float = 1.0
+
+    def __add__(self, other: Any) -> Any:
         return self
 
 
+class _Message(NamedTuple):
+    """Stands for the channels that a sum carries: one group of several."""
+
+    parts: int
+
+    def of(self, x: _Streams) -> _Streams:
+        return _Streams(x.share / self.parts)
+
+    def add(self, x: _Streams, total: _Streams) -> _Streams:
+        return x
+
+    def renew(self, carried: _Streams, new: _Streams) -> _Streams:
+        return new
+
+
 class _Block:
-    def __init__(self, schedule: Schedule, index: int) -> None:
+    def __init__(self, schedule: Schedule, index: int, message: _Message) -> None:
+        self.message = message
         self._schedule = schedule
         self._number = index + 1
 
@@ -151,15 +171,19 @@ class _CountingReducer:
         self._schedule = schedule
 
     def begin(self, branches: _Streams) -> _Pending:
-        return _Pending(self._schedule, self._schedule.send(), branches)
+        return _Pending(self._schedule, self._schedule.send(branches.share), branches)
 
 
 def simulate(
-    wiring: WiringName, layers: int = LAYERS, allreduce: float = FAST_ALLREDUCE
+    wiring: WiringName,
+    layers: int = LAYERS,
+    allreduce: float = FAST_ALLREDUCE,
+    message_parts: int = 1,
 ) -> Schedule:
     """Run one forward pass of an architecture on two devices, counting time only."""
     schedule = Schedule(allreduce)
-    blocks: Any = [_Block(schedule, index) for index in range(layers)]
+    message = _Message(message_parts)
+    blocks: Any = [_Block(schedule, index, message) for index in range(layers)]
     reducer: Any = _CountingReducer(schedule)
 
     def join(y: Any) -> Any:
@@ -177,9 +201,12 @@ def draw_timelines(allreduce: float) -> Figure:
     """Which work and which AllReduce runs when, for a whole model of ``LAYERS`` layers."""
     figure: Figure
     figure, axes = plt.subplots(len(TITLES), 1, figsize=(10, 1.9 * len(TITLES)), sharex=True)
-    for axis, (wiring, title) in zip(axes, TITLES.items(), strict=True):
-        _draw_schedule(axis, simulate(wiring, allreduce=allreduce), title)
-    longest = max(simulate(wiring, allreduce=allreduce).now for wiring in TITLES)
+    schedules = [
+        simulate(wiring, allreduce=allreduce, message_parts=parts) for wiring, parts in TITLES
+    ]
+    for axis, schedule, title in zip(axes, schedules, TITLES.values(), strict=True):
+        _draw_schedule(axis, schedule, title)
+    longest = max(schedule.now for schedule in schedules)
     axes[-1].set_xlim(0, longest * 1.01)
     axes[-1].set_xlabel("time (arbitrary units)", color=INK)
     handles = [

@@ -10,7 +10,7 @@ def calls(code: str, attention: str) -> list[str]:
         code: Python, of Inductor.
         attention: pattern of attention's operator under ``torch.ops``.
     """
-    pattern = rf"torch\.ops\.(?:krakenlm\.(\w+)|{attention})[.\w]*\("
+    pattern = rf"torch\.ops\.(?:krakenlm\.((?:begin|await)_sum)|{attention})[.\w]*\("
     return [found[1] or "attention" for found in re.finditer(pattern, code)]
 
 

@@ -57,6 +57,7 @@ def _logits_of_one_sequence(config: ModelConfig, w: State, ids: Tensor) -> Tenso
         "parallel": parallel,
         "ladder": ladder,
         "shared": shared,
+        "kraken-shared": shared,
         "lagged": lagged,
         "lagged-layer": lagged_layer,
     }
@@ -124,23 +125,36 @@ def ladder(config: ModelConfig, w: State, x: Tensor) -> Tensor:
 def shared(config: ModelConfig, w: State, x: Tensor) -> Tensor:
     """Kraken's schedule over one stream; x_0 is the embedding, o_{i,0} = 0.
 
-    x_l = x_{l-1} + sum_j o_{j,l-1}
-    a_i = Attn_i(LN1(x_{l-1} + o_{i,l-1})),  o_{i,l} = a_i + FFN_i(LN2(x_l + a_i))
+    With p = message_parts, layer l > 1 sums the channels c of one group,
+    [(l-1) mod p d/p, ((l-1) mod p + 1) d/p); with p = 1 they are all channels.
+
+    a_i = Attn_i(LN1_i(x_{l-1} + o_{i,l-1}))
+    x_l = x_{l-1} + sum_j o_{j,l-1} in c, x_{l-1} elsewhere
+    r_i = a_i in c, o_{i,l-1} + a_i elsewhere
+    o_{i,l} = r_i + FFN_i(LN2_i(x_l + r_i))
     output: x_L + sum_j o_{j,L}
 
-    An output bias belongs to branch 0.
+    Norms and output biases are a sub-layer's own in kraken-shared. In shared the norms are common
+    to all, and an output bias belongs to branch 0.
     """
     branches = range(config.num_sublayers)
+    has_own = config.wiring == "kraken-shared"
+    width = config.hidden_size // config.message_parts
     own = [torch.zeros_like(x) for _ in branches]
     for layer in range(config.num_hidden_layers):
-        before, x = x, x + sum(own)
+        summed = torch.zeros(config.hidden_size, dtype=x.dtype)
+        start = layer % config.message_parts * width
+        summed[start : start + width] = 1.0
+        before, x = x, x + summed * sum(own)
         for i in branches:
-            first = float(i == 0)
-            n = norm(config, w, _name(layer, "norm_1"), 0, before + own[i])
+            mine, brings = (i, 1.0) if has_own else (0, float(i == 0))
+            n = norm(config, w, _name(layer, "norm_1"), mine, before + own[i])
             a = attention(config, w, layer, i, n)
-            a = a + first * bias(w, _name(layer, "attention.output"), 0)
-            f = ffn(config, w, layer, i, norm(config, w, _name(layer, "norm_2"), 0, x + a))
-            own[i] = a + f + first * bias(w, _name(layer, "feed_forward.down"), 0)
+            a = a + brings * bias(w, _name(layer, "attention.output"), mine)
+            rest = (1 - summed) * own[i] + a
+            n = norm(config, w, _name(layer, "norm_2"), mine, x + rest)
+            f = ffn(config, w, layer, i, n)
+            own[i] = rest + f + brings * bias(w, _name(layer, "feed_forward.down"), mine)
     return x + sum(own)
 
 

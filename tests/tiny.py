@@ -7,10 +7,15 @@ from typing import Any
 import pytest
 
 from krakenlm.cli.main import main
-from krakenlm.config import ModelConfig
+from krakenlm.config import WIRINGS, ModelConfig
 
 VOCABULARY = 300
 CONTEXT = 32
+FUNCTIONS: dict[str, dict[str, Any]] = {
+    **{wiring: {"wiring": wiring} for wiring in WIRINGS},
+    "shared/2": {"wiring": "shared", "message_parts": 2},
+}
+"""Each wiring, and one whose sums carry a part of the channels, as fields of a configuration."""
 DOCUMENTS = [f"Document {i}: été 🦊 {'word ' * (i % 7)}\nend {i * i}\n" for i in range(300)]
 
 

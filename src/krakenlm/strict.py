@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from krakenlm.errors import ConfigError, KrakenError
 
@@ -172,7 +172,7 @@ def _fitting(hint: Any, name: str, value: Any) -> Any:
             fits = ", ".join(map(repr, get_args(hint)))
             raise ConfigError(f"{name}={value!r}: choose one of {fits}")
         return value
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):  # the latter where a Literal is one of two
         (needed,) = set(get_args(hint)) - {NoneType}
         return None if value is None else _fitting(needed, name, value)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):

@@ -49,6 +49,22 @@ MODELS = {
     "shared 4": {
         "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True, "ffn_dim": 20,
     },
+    "shared 4, sums of a third": {
+        "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True,
+        "position": "rope", "message_parts": 3,
+    },
+    "kraken-shared 4": {
+        "wiring": "kraken-shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True,
+    },
+    "kraken-shared 5, sums of a half": {
+        "wiring": "kraken-shared", "num_sublayers": 5, "heads_per_sublayer": 4, "bias": True,
+        "kv_heads_per_sublayer": 2, "head_dim": 6, "norm": "rmsnorm", "activation": "swiglu",
+        "tie_word_embeddings": False, "message_parts": 2,
+    },
+    "kraken-shared 1, sums of a half": {
+        "wiring": "kraken-shared", "num_sublayers": 1, "heads_per_sublayer": 8, "bias": True,
+        "message_parts": 2,
+    },
     "lagged": {
         "wiring": "lagged", "num_sublayers": 1, "heads_per_sublayer": 8, "bias": True,
         "kv_heads_per_sublayer": 4,
@@ -64,6 +80,10 @@ SHARED = {
         "wiring": "kraken", "num_sublayers": 2, "heads_per_sublayer": 6, "kv_heads_per_sublayer": 3,
         "head_dim": 4, "ffn_dim": 21, "position": "rope", "activation": "swiglu", "bias": True,
         "tie_word_embeddings": False,
+    },
+    "kraken-shared 2, sums of a half": {
+        "wiring": "kraken-shared", "num_sublayers": 2, "heads_per_sublayer": 4, "bias": True,
+        "ffn_dim": 21, "message_parts": 2,
     },
     "shared 2": {
         "wiring": "shared", "num_sublayers": 2, "heads_per_sublayer": 4, "bias": True,
@@ -130,6 +150,12 @@ def variants(devices: int) -> dict[str, dict[str, EngineOptions]]:
     if devices == 2:
         runs["kraken 4"]["uneven"] = EngineOptions(placement=(3, 1))
         runs["kraken 4"]["measured"] = EngineOptions(placement="auto")
+        runs["kraken-shared 4"]["uneven"] = EngineOptions(placement=(1, 3))
+        parted = runs["kraken-shared 5, sums of a half"]
+        parted["uneven"] = EngineOptions(placement=(4, 1))
+        parted["in chunks, by sockets"] = EngineOptions(prefill_chunks=3, transport="sockets")
+        parted["by the process group"] = EngineOptions(transport="process-group")
+        parted["measured"] = EngineOptions(placement="auto")
         runs["standard"]["uneven"] = EngineOptions(placement=(1, 3))
         runs["lagged"]["uneven"] = EngineOptions(placement=(3, 1))
         runs["lagged-layer"]["uneven"] = EngineOptions(placement=(1, 5))

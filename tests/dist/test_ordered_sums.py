@@ -7,7 +7,8 @@ import torch
 from torch import distributed as dist
 
 from generated_code import calls, overlapped
-from krakenlm.config import WIRINGS, ModelConfig
+import tiny
+from krakenlm.config import ModelConfig
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.reduce import LocalReducer
@@ -30,8 +31,8 @@ SHAPE = {
     "max_position_embeddings": 16,
 }  # fmt: skip
 CONFIGS = {
-    wiring: ModelConfig(wiring=wiring, num_sublayers=2, **SHAPE)  # type: ignore[arg-type]
-    for wiring in WIRINGS
+    name: ModelConfig(num_sublayers=2, **SHAPE, **fields)  # type: ignore[arg-type]
+    for name, fields in tiny.FUNCTIONS.items()
 }
 
 
@@ -101,9 +102,9 @@ class Twice(LocalReducer):
         return ready._replace(total_1BTD=ready.total_1BTD * 2)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_sums_by_operators_are_those_of_the_wiring(wiring):
-    config = CONFIGS[wiring]
+@pytest.mark.parametrize("function", CONFIGS)
+def test_sums_by_operators_are_those_of_the_wiring(function):
+    config = CONFIGS[function]
     model = decoder(config)
     slots = enlist([Doubling() for _ in range(config.traits.allreduces(LAYERS))])
     for _ in range(2):  # a carrier carries its sum in every pass
@@ -155,12 +156,12 @@ def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_generated_code_keeps_the_order_of_the_wiring(wiring):
+@pytest.mark.parametrize("function", CONFIGS)
+def test_generated_code_keeps_the_order_of_the_wiring(function):
     import torch._inductor.config as inductor
     from torch._inductor.utils import run_and_get_code
 
-    config = CONFIGS[wiring]
+    config = CONFIGS[function]
     model = decoder(config)
     slots = enlist([Doubling() for _ in range(config.traits.allreduces(LAYERS))])
 
@@ -176,5 +177,7 @@ def test_generated_code_keeps_the_order_of_the_wiring(wiring):
     reducer = OrderedReducer(enlist([Logged(log) for _ in slots]))
     hidden_states(model, reducer, LoggedCore(log), wrap=reducer.wrap)
     assert calls(code, "aten._scaled_dot_product_flash_attention_for_cpu") == log
+    held_back = config.traits.hidden(LAYERS) if config.message_parts > 1 else 0
+    assert code.count("torch.ops.krakenlm.hold_back.default(") == held_back
     if config.traits.hidden_allreduces == (1, -1):
         assert log == overlapped(LAYERS)

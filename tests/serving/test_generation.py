@@ -38,6 +38,10 @@ CONFIGS = {
     ),
     "ladder": ModelConfig(**SHAPE, wiring="ladder", norm="rmsnorm", activation="swiglu"),
     "shared": ModelConfig(**SHAPE, wiring="shared", bias=True),
+    "shared-halves": ModelConfig(
+        **{**SHAPE, "num_hidden_layers": 3}, wiring="shared", message_parts=2
+    ),
+    "kraken-shared": ModelConfig(**SHAPE, wiring="kraken-shared", bias=True),
     "lagged": ModelConfig(**SHAPE, wiring="lagged", bias=True),
     "lagged-layer": ModelConfig(
         **{**SHAPE, "heads_per_sublayer": 4}, wiring="lagged-layer", kv_heads_per_sublayer=2,
@@ -140,6 +144,8 @@ WAYS = [
     ("shared", 2, "async"),
     ("shared as 1", 2, "sync"),  # shared out as the standard model that it is
     ("shared as 4", 2, "async"),
+    ("shared-halves", 2, "async"),
+    ("kraken-shared", 2, "async"),
     ("lagged", 2, "async"),
     ("lagged-layer", 2, "async"),
 ]

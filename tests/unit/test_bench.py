@@ -29,12 +29,14 @@ from krakenlm.bench.tables import breakdown_table, latency_table
 from krakenlm.config import WiringName, count_parameters, derive, model_config
 from krakenlm.engine import trace
 from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.trace import Event
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.model.wiring import Part
 from krakenlm.ranks.launch import Rank
 from krakenlm.spread import Quantiles
+from krakenlm.transport.links import Link
 
 WIRINGS = ("standard", "parallel", "ladder", "kraken")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -262,12 +264,39 @@ def test_every_wiring_has_a_contender_of_the_standard_model_s_weights():
     wirings = list(get_args(WiringName))
     models = contenders("124M", wirings, ["published"], sublayers=4)
     assert [m.config.wiring for m in models] == wirings
-    assert [m.config.num_sublayers for m in models] == [4, 1, 1, 1, 4, 1, 1]
-    assert [m.label for m in models[1:]] == [*wirings[1:4], "shared (4-way)", *wirings[5:]]
+    assert [m.config.num_sublayers for m in models] == [4, 1, 1, 1, 4, 4, 1, 1]
+    described = ["shared (4-way)", "kraken-shared (published width 507)"]
+    assert [m.label for m in models[1:]] == [*wirings[1:4], *described, *wirings[6:]]
     standard = model_config("124M")
     for model in models:
-        if not model.config.traits.own_streams:
+        if not model.config.traits.own_norms:
             assert model.config.num_attention_heads == standard.num_attention_heads
+
+
+def test_a_contender_may_sum_a_part_of_the_channels():
+    wirings = ["shared", "shared/2", "kraken-shared/4"]
+    models = contenders("124M", wirings, ["keep-width", "hardware-friendly"], sublayers=4)
+    assert [(m.label, m.config.message_parts) for m in models] == [
+        ("shared (4-way)", 1),
+        ("shared (4-way, 1/2 of the channels)", 2),
+        ("kraken-shared (keep-width 768, 1/4 of the channels)", 4),
+        ("kraken-shared (hardware-friendly 512, head_dim 64, 1/4 of the channels)", 4),
+    ]
+    assert models[1].config == models[0].config.replace(message_parts=2)
+
+
+def test_the_messages_of_a_prefill_are_as_wide_as_their_parts_say():
+    config = tiny.model_config(
+        wiring="shared", num_hidden_layers=4, heads_per_sublayer=1, message_parts=2
+    )
+    alone = Rank(0, 1, torch.device("cpu"), lambda message: None)
+    options = EngineOptions(emulated_ranks=2, link=Link(gbps=1.0))
+    runner = Runner(0, Engine.random(config, alone, torch.float32, options), [[1, 2, 3]], 1)
+    # The last layer's sum and the one behind it are of the last position.
+    assert [message.shape for message in runner.messages] == [
+        (1, 1, 3, 8), (1, 1, 3, 8), (1, 1, 1, 8), (1, 1, 1, 16),
+    ]  # fmt: skip
+    assert runner.message_bytes == 3 * 8 * 4
 
 
 @pytest.mark.parametrize(
@@ -280,6 +309,11 @@ def test_every_wiring_has_a_contender_of_the_standard_model_s_weights():
         (("124M", ["kraken"], ["wide"]), "--kraken wide"),
         (("gpt2-xl", ["kraken"], ["published"]), "gpt2-xl has no kraken of 2 sub-layers"),
         (("gpt2-xl", ["shared"], ["published"]), "gpt2-xl has no shared of 2 sub-layers"),
+        (("124M", ["lagged/2"], ["published"]), "124M has no lagged/2: message_parts=2: .*shared"),
+        (("124M", ["shared/5"], ["published"]), "no shared/5 of 2 sub-layers.*multiple of"),
+        (("124M", ["shared/", "ladder"], ["published"]), "'shared/': give a number .*shared/2"),
+        (("124M", ["shared/0"], ["published"]), "'shared/0': give a number"),
+        (("124M", ["sharde/2"], ["published"]), "'sharde/2' is not one of"),
     ],
 )
 def test_models_that_do_not_exist_are_refused(arguments, said):

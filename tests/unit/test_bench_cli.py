@@ -131,11 +131,12 @@ def test_peers_can_be_emulated_on_one_device(tmp_path):
     """A slow link, so that its sums outlast whatever else a noisy machine does meanwhile."""
     with tiny_size():
         ran(
-            tmp_path, "bench", "latency", "--size", "tiny", "--wirings", "standard,kraken",
-            "--devices", "4", "--emulate-peers", "--link", "gbps=0.01,latency_us=1000",
-            "--input-len", "12", "--output-len", "3", "--num-iters", "2", "--num-iters-warmup", "1",
-            "--dtype", "float32", "--kraken", "keep-width", "--output-json", "latency.json",
-            "--trace", "trace.json",
+            tmp_path, "bench", "latency", "--size", "tiny", "--wirings",
+            "standard,kraken,shared/2,kraken-shared/2", "--devices", "4", "--emulate-peers",
+            "--link", "gbps=0.01,latency_us=1000", "--input-len", "12", "--output-len", "3",
+            "--num-iters", "2", "--num-iters-warmup", "1", "--dtype", "float32", "--kraken",
+            "keep-width", "--output-json", "latency.json", "--trace", "trace.json", "--plot",
+            "latency.png",
         )  # fmt: skip
     report = LatencyReport.load(tmp_path / "latency.json")
     assert (report.devices, report.transport) == (4, "emulated-peers")
@@ -147,8 +148,11 @@ def test_peers_can_be_emulated_on_one_device(tmp_path):
         assert result.allreduce_ms.median == pytest.approx(largest, rel=0.3)
         assert result.ttft_ms.median >= result.no_comm_ttft_ms.median + largest / 2
         assert result.tpot_ms.median > result.no_comm_tpot_ms.median
-    standard, kraken = report.results
-    assert (standard.allreduces, kraken.allreduces) == (2 * LAYERS, LAYERS)
+    assert [result.allreduces for result in report.results] == [2 * LAYERS, *[LAYERS] * 3]
+    assert [result.label for result in report.results[2:]] == [
+        "shared (4-way, 1/2 of the channels)",
+        "kraken-shared (keep-width 32, 1/2 of the channels)",
+    ]
 
 
 @pytest.mark.dist

@@ -236,6 +236,12 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
         (["--kv-heads", "1"], {"kv_heads": 1}),
         (["--rule", "keep-width"], {"rule": "keep-width"}),
         (["--rule", "shared"], {"rule": "shared"}),
+        (["--wiring", "kraken-shared"], {"wiring": "kraken-shared"}),
+        (
+            ["--wiring", "kraken-shared", "--rule", "keep-width", "--message-parts", "2"],
+            {"wiring": "kraken-shared", "rule": "keep-width", "message_parts": 2},
+        ),
+        (["--rule", "shared", "--message-parts", "3"], {"rule": "shared", "message_parts": 3}),
     ],
 )
 def test_derive_prints_the_numbers_of_the_configuration(cli, tmp_path, options, keywords):
@@ -278,7 +284,7 @@ def table(printed: str) -> dict[str, list[str]]:
 def test_derive_of_one_stream_says_that_nothing_is_narrowed(cli):
     outcome = cli("derive", "gpt2", "-n", "4", "--rule", "shared")
     assert "gpt2: the 4-way shared model that matches it" in outcome.out
-    assert "shared / standard" in outcome.out
+    assert "over standard" in outcome.out
     assert "parameters differ by +0.00%" in outcome.out
     assert "--sublayers chooses another" in " ".join(outcome.out.split())
     assert table(outcome.out)["hidden_size"] == ["768", "768", "1.000"]
@@ -661,6 +667,8 @@ def test_generate_refuses_bad_options(cli, tiny_model, arguments, essentials):
             ["rule='shared'", "leave head_dim and kv_heads out"],
         ),
         (["gpt2", "-n", "2", "--rule", "mine"], ["--rule mine", "published, keep-width or shared"]),
+        (["gpt2", "-n", "2", "--wiring", "mine"], ["--wiring mine", "kraken-shared"]),
+        (["gpt2", "-n", "2", "--message-parts", "2"], ["message_parts=2", "a kraken model"]),
         (["gpt2", "-n", "2", "--dtype", "int4"], ["--dtype int4"]),
         (["gpt2", "-n", "2", "--kv-heads", "4"], ["kv_heads_per_sublayer=4"]),
     ],

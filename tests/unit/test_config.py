@@ -19,8 +19,10 @@ from krakenlm.config import (
     count_parameters,
     derive,
     kv_cache_bytes_per_token,
+    laid_out,
     model_config,
     relative_difference,
+    rewired,
     size_names,
     with_sublayers,
     without_degree,
@@ -186,8 +188,8 @@ def test_properties_span_all_sublayers() -> None:
     assert config.num_attention_heads == 12
     assert config.num_key_value_heads == 6
     assert config.attention_width == 96
-    assert config.num_streams == 3
-    assert config.replace(wiring="ladder").num_streams == 1
+    assert config.norm_sets == config.replace(wiring="kraken-shared").norm_sets == 3
+    assert config.replace(wiring="ladder").norm_sets == 1
 
 
 def test_configurations_are_frozen() -> None:
@@ -276,6 +278,9 @@ def test_cache_and_messages_of_gpt2() -> None:
         config = model_config("gpt2", wiring=wiring)
         assert allreduce_bytes_per_token(config) == sums * 768 * 2
     assert allreduce_bytes_per_token(model_config("kraken-125M-2way")) == 12 * 678 * 2
+    # All but the last carry a part of the channels.
+    shared = derive(model_config("gpt2"), 4, rule="shared", message_parts=3)
+    assert allreduce_bytes_per_token(shared) == (11 * 256 + 768) * 2
 
 
 def test_hidden_and_exposed_sums() -> None:
@@ -286,6 +291,7 @@ def test_hidden_and_exposed_sums() -> None:
         "parallel": (12, 0),
         "ladder": (24, 23),
         "shared": (12, 11),
+        "kraken-shared": (12, 11),
         "lagged": (12, 11),
         "lagged-layer": (12, 11),
     }
@@ -431,7 +437,7 @@ def test_n_is_a_choice_where_it_changes_the_function_and_not_the_weights(wiring)
     if WIRINGS[wiring].degree_is_a_choice:
         assert with_sublayers(config, 3).num_sublayers == 3
         return
-    said = "a stream each" if WIRINGS[wiring].own_streams else "the same function for any number"
+    said = "norms of their own" if WIRINGS[wiring].own_norms else "the same function for any number"
     for n in (2, 3):  # its own as well: there is nothing to choose
         with pytest.raises(ConfigError, match=rf"^--sublayers {n}: .*{said}.*: leave it out$"):
             with_sublayers(config, n)
@@ -460,6 +466,112 @@ def test_one_branch_is_shared_out_as_the_wiring_that_it_equals() -> None:
     assert without_degree(GROUPED) is GROUPED
     kraken = ModelConfig(**{**TINY, "num_sublayers": 1})
     assert without_degree(kraken) is kraken  # its conjunction makes it another function
+    for wiring in ("shared", "kraken-shared"):
+        parted = kraken.replace(wiring=wiring, message_parts=2)
+        assert without_degree(parted) == kraken.replace(wiring="standard")
+
+
+# Messages of a part of the channels
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_message_may_carry_a_part_of_the_channels_where_the_wiring_says_so(wiring) -> None:
+    values = {**TINY, "wiring": wiring}
+    assert ModelConfig(**values).message_parts == 1
+    if WIRINGS[wiring].parted_messages:
+        assert ModelConfig(**values, message_parts=2).message_parts == 2
+        return
+    said = rf"^message_parts=2: .* a {wiring} model .*use wiring shared or kraken-shared$"
+    with pytest.raises(ConfigError, match=said):
+        ModelConfig(**values, message_parts=2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (0, r"^message_parts=0: needs 1 or more$"),
+        (5, r"^hidden_size=24 is not a multiple of message_parts=5: use 20 or 25, or another"),
+        (48, r"^hidden_size=24 is not a multiple of message_parts=48: use 48, or another"),
+    ],
+)
+def test_parts_divide_the_channels(parts, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        GROUPED.replace(message_parts=parts)
+
+
+def test_another_number_of_sublayers_keeps_the_parts_and_another_wiring_those_it_has() -> None:
+    parted = GROUPED.replace(message_parts=3)
+    assert with_sublayers(parted, 4).message_parts == 3
+    assert rewired(parted, "shared", 4).message_parts == 3
+    assert rewired(parted, "shared", 4, message_parts=2) == laid_out(parted, 4).replace(
+        message_parts=2
+    )
+    assert rewired(parted, "lagged", 1).message_parts == 1
+    with pytest.raises(ConfigError, match=r"message_parts=3: .*lagged"):
+        rewired(parted, "lagged", 1, message_parts=3)
+
+
+# Kraken's sub-layers over one stream
+
+
+@pytest.mark.parametrize("keywords", [{}, {"rule": "keep-width"}, {"head_dim": 64}], ids=str)
+@pytest.mark.parametrize("num_sublayers", [2, 4])
+def test_kraken_shared_is_matched_without_a_conjunction(num_sublayers, keywords) -> None:
+    base = model_config("gpt2")
+    found = derive(base, num_sublayers, wiring="kraken-shared", **keywords)
+    kraken = derive(base, num_sublayers, **keywords)
+    assert found.wiring == "kraken-shared"
+    same_shape = found.replace(wiring="kraken")
+    d = found.hidden_size
+    assert count_parameters(same_shape) - count_parameters(found) == num_sublayers * d * d
+    if keywords.get("rule") == "keep-width":
+        assert same_shape == kraken
+    elif not keywords:
+        assert d > kraken.hidden_size
+        step = found.heads_per_sublayer
+        off = [
+            abs(relative_difference(found.replace(hidden_size=w, head_dim=0, ffn_dim=2 * w), base))
+            for w in (d - step, d, d + step)
+        ]
+        assert min(off) == off[1]
+    else:
+        assert abs(relative_difference(found, base)) <= 0.01
+
+
+def test_a_published_width_is_one_that_its_parts_divide() -> None:
+    base = model_config("gpt2")
+    assert derive(base, 4, wiring="kraken-shared").hidden_size == 507
+    for parts in (2, 4, 5, 7):
+        found = derive(base, 4, wiring="kraken-shared", message_parts=parts)
+        assert found.message_parts == parts
+        assert found.hidden_size % parts == found.hidden_size % 3 == 0
+        assert abs(found.hidden_size - 507) <= 3 * parts / 2
+    rope = derive(base.replace(position="rope"), 4, wiring="kraken-shared", message_parts=5)
+    assert rope.head_dim % 2 == 0 and rope.hidden_size % 5 == 0
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"wiring": "lagged"}, r"^wiring='lagged': .*use kraken or kraken-shared$"),
+        ({"wiring": "shared"}, r"^wiring='shared': .*; rule='shared' makes that$"),
+        ({"wiring": "kraken-shared", "rule": "shared"}, r"rule='shared' makes shared models"),
+        ({"message_parts": 2}, r"^message_parts=2: .* a kraken model"),
+        ({"message_parts": 0}, r"^message_parts=0: needs 1 or more"),
+    ],
+)
+def test_wirings_and_parts_that_a_rule_does_not_make_are_refused(keywords, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        derive(model_config("gpt2"), 2, **keywords)
+
+
+def test_a_published_shape_without_its_conjunction() -> None:
+    kraken = model_config("kraken-125M-4way")
+    assert model_config("kraken-125M-4way", wiring="kraken-shared") == kraken.replace(
+        wiring="kraken-shared"
+    )
+    with pytest.raises(ConfigError, match=r"krakenlm derive gpt2 --sublayers N --wiring kraken-s"):
+        model_config("gpt2", wiring="kraken-shared")
 
 
 def test_keep_width_with_another_head_dim() -> None:

@@ -308,7 +308,10 @@ def test_beside_the_progress_bar_stands_the_loss_with_each_n(capfd):
         (["training.sublayers=[3, 4]"], "sublayers=[3, 4]: 3 does not divide 4 query heads: use"),
         (["training.sublayers=[1, 2]"], "num_sublayers=4, which a saved model computes with, is"),
         (["training.sublayers=[1, 4]", "model.wiring=lagged"], "lagged model is the same function"),
-        (["training.sublayers=[1, 4]", "model.wiring=kraken"], "4 sub-layers with a stream each"),
+        (
+            ["training.sublayers=[1, 4]", "model.wiring=kraken"],
+            "4 sub-layers with norms of their own",
+        ),
     ],
 )
 def test_numbers_that_cannot_be_drawn_are_refused_in_one_line(tmp_path, overrides, problem):

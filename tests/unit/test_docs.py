@@ -139,6 +139,11 @@ def test_timelines_show_as_many_sums_as_the_wiring_says(wiring, layers):
     assert len(schedule.link) - exposed == traits.hidden(layers)
 
 
+def test_timelines_show_how_much_of_the_channels_a_sum_carries():
+    schedule = draw_architecture.simulate("shared", 5, allreduce=3.0, message_parts=3)
+    assert [span.end - span.start for span in schedule.link] == pytest.approx([1.0] * 4 + [3.0])
+
+
 READERS_PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
 SPEAK_OF_FILES = (*READERS_PAGES, *sorted((ROOT / "recipes").glob("*.toml")), ROOT / "mkdocs.yml")
 

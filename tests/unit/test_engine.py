@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import naive
-from krakenlm.config import WIRINGS, ModelConfig
+import tiny
+from krakenlm.config import ModelConfig
 from krakenlm.engine import session as session_module
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 CONTEXT = 48
+every_function = pytest.mark.parametrize("function", tiny.FUNCTIONS.values(), ids=tiny.FUNCTIONS)
 # A bucket of the cache is 128 positions. With one of 8 short answers cross several.
 SMALL_BUCKET = 8
 
@@ -57,34 +59,34 @@ def last_logits(engine: Engine, sequences: list[list[int]]) -> torch.Tensor:
     return torch.stack([engine.logits(torch.tensor([s]))[0, -1] for s in sequences])
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@every_function
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_greedy_tokens_of_unequal_prompts_are_those_of_each_alone_without_a_cache(
-    wiring, position, tmp_path
+    function, position, tmp_path
 ):
-    model = saved(tmp_path, wiring=wiring, position=position)
+    model = saved(tmp_path, **function, position=position)
     engine = loaded(tmp_path)
     prompts = random_prompts(9, 1, 14, 9, 2)
     assert answers(engine, prompts, 20) == [naive.greedy(model, prompt, 20) for prompt in prompts]
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@every_function
 @pytest.mark.parametrize("position", ["learned", "rope"])
-def test_logits_equal_hugging_faces(wiring, position, tmp_path):
-    model = saved(tmp_path, wiring=wiring, position=position)
+def test_logits_equal_hugging_faces(function, position, tmp_path):
+    model = saved(tmp_path, **function, position=position)
     ids = torch.tensor(random_prompts(9, 9))
     with torch.no_grad():
         wanted = model(ids).logits
     torch.testing.assert_close(loaded(tmp_path).logits(ids), wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@every_function
 @pytest.mark.parametrize("chunks", [1, 2, 3, 5, 50])
 @pytest.mark.parametrize("lengths", [(12, 5, 1), (11, 11), (1,)], ids=str)
 def test_a_prompt_in_any_number_of_chunks_has_the_logits_of_the_plain_path(
-    wiring, chunks, lengths, tmp_path
+    function, chunks, lengths, tmp_path
 ):
-    saved(tmp_path, wiring=wiring, position="rope")
+    saved(tmp_path, **function, position="rope")
     engine = loaded(tmp_path, torch.float64, prefill_chunks=chunks)
     prompts = random_prompts(*lengths)
     with engine.session(prompts, 1) as session:
@@ -92,14 +94,14 @@ def test_a_prompt_in_any_number_of_chunks_has_the_logits_of_the_plain_path(
     torch.testing.assert_close(found, last_logits(engine, prompts), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@every_function
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_each_decode_step_has_the_logits_of_the_grown_sequence(
-    wiring, position, tmp_path, monkeypatch
+    function, position, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(session_module, "BUCKET", SMALL_BUCKET)
     monkeypatch.setattr(session_module, "_COPYING", 0)
-    saved(tmp_path, wiring=wiring, position=position)
+    saved(tmp_path, **function, position=position)
     engine = loaded(tmp_path, torch.float64)
     sequences = random_prompts(6, 13, 1)
     with engine.session(sequences, 20) as session:
@@ -112,11 +114,11 @@ def test_each_decode_step_has_the_logits_of_the_grown_sequence(
             torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_captured_decode_passes_change_no_bit(wiring, tmp_path, monkeypatch):
+@every_function
+def test_captured_decode_passes_change_no_bit(function, tmp_path, monkeypatch):
     monkeypatch.setattr(session_module, "BUCKET", SMALL_BUCKET)
     monkeypatch.setattr(session_module, "_COPYING", 0)
-    saved(tmp_path, wiring=wiring, position="rope")
+    saved(tmp_path, **function, position="rope")
     logits = []
     for capture in (True, False):
         engine = loaded(tmp_path, capture=capture)
@@ -138,9 +140,9 @@ def test_answers_are_the_same_whatever_the_size_of_a_bucket(tmp_path, monkeypatc
             assert answers(loaded(tmp_path), prompts, 30) == wanted, (bucket, copying)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_a_session_used_again_gives_what_a_new_one_gives(wiring, tmp_path):
-    saved(tmp_path, wiring=wiring)
+@every_function
+def test_a_session_used_again_gives_what_a_new_one_gives(function, tmp_path):
+    saved(tmp_path, **function)
     first, second = [random_prompts(20, 30), random_prompts(2, 5)]
     engine = loaded(tmp_path)
     with engine.session(first, 18) as session:

@@ -186,7 +186,8 @@ def test_no_code_that_lies_in_a_folder_is_run(
 def expected_std(name: str, config: KrakenConfig) -> float:
     if not name.endswith(("attention.output.weight", "feed_forward.down.weight")):
         return 0.02
-    streams = config.num_sublayers if config.wiring == "kraken" else 1
+    # Outputs of Kraken's sub-layers meet; those of other branches are parts of one.
+    streams = config.num_sublayers if "kraken" in config.wiring else 1
     return 0.02 / (2 * config.num_hidden_layers * streams) ** 0.5
 
 
@@ -384,6 +385,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 @all_wirings
 def test_compiled_equals_eager(wiring) -> None:
+    torch.compiler.reset()  # it compiles the same code for a limited number of models
     model = make(torch.float32, wiring=wiring, num_hidden_layers=2)
     # The whole tool chain once; for the others, that one graph is captured and differentiable.
     backend = "inductor" if wiring == "kraken" else "aot_eager"

@@ -160,6 +160,11 @@ def test_derive_makes_the_kraken_that_matches():
     table = {"base": "gpt2", "vocab_size": 1000, "derive": {"sublayers": 2, **options}}
     expected = derive(model_config("gpt2", vocab_size=1000), 2, rule="keep-width", kv_heads=1)
     assert model_from_table(table) == expected
+    options = {"wiring": "kraken-shared", "message_parts": 2}
+    table = {"base": "gpt2", "derive": {"sublayers": 2, **options}}
+    assert model_from_table(table) == derive(model_config("gpt2"), 2, **options)
+    with pytest.raises(KrakenError, match="wiring='krakenshared': choose one of 'kraken'"):
+        model_from_table({"base": "gpt2", "derive": {"sublayers": 2, "wiring": "krakenshared"}})
     explicit = {"hidden_size": 192, "num_hidden_layers": 3, "heads_per_sublayer": 6}
     standard = ModelConfig(wiring="standard", num_sublayers=1, **explicit)
     assert model_from_table({**explicit, "derive": {"sublayers": 2}}) == derive(standard, 2)

@@ -41,6 +41,8 @@ COVERING = [
     ("rope", "rmsnorm", "gelu", 4, False, True, 6, 0),
 ]
 
+PARTED = [name for name, traits in WIRINGS.items() if traits.parted_messages]
+
 CROSS = {
     "position": ("learned", "rope"),
     "norm": ("layernorm", "rmsnorm"),
@@ -84,6 +86,38 @@ def test_every_combination_of_options_equals_the_reference(wiring) -> None:
         chosen = dict(zip(CROSS, options, strict=True))
         config = ModelConfig.from_dict({**values, **chosen, "wiring": wiring})
         check(config, torch.tensor([[1, 5, 10]]))
+
+
+@pytest.mark.parametrize("num_sublayers", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("parts", [2, 3, 6])
+@pytest.mark.parametrize("wiring", PARTED)
+def test_sums_of_a_part_of_the_channels_equal_the_reference(wiring, parts, num_sublayers) -> None:
+    values = {**SMALL, "hidden_size": 12, "num_hidden_layers": 5, "bias": True, "norm_eps": 1e-3}
+    config = ModelConfig.from_dict(
+        {**values, "wiring": wiring, "num_sublayers": num_sublayers, "message_parts": parts}
+    )
+    check(config, torch.tensor([[1, 5, 10]]))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("wiring", PARTED)
+def test_one_branch_is_the_standard_model_whatever_its_sums_carry(wiring, parts) -> None:
+    """Up to rounding; and for several branches the parts make another function."""
+    values = {**SMALL, "hidden_size": 12, "num_hidden_layers": 5, "bias": True, "wiring": wiring}
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 5, 10, 2]])
+    for n in (1, 2):
+        config = ModelConfig.from_dict({**values, "num_sublayers": n, "message_parts": parts})
+        model = KrakenForCausalLM(KrakenConfig.from_model_config(config)).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.5)
+        w = dict(model.named_parameters())
+        as_standard = reference_logits(
+            config.replace(wiring="standard" if n == 1 else wiring, message_parts=1), w, ids
+        )
+        same = torch.allclose(model(ids).logits, as_standard, rtol=1e-9, atol=1e-9)
+        assert same == (n == 1 or parts == 1)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

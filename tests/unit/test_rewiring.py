@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
@@ -21,8 +22,9 @@ STANDARD = ModelConfig(
     wiring="standard", num_sublayers=1, hidden_size=24, num_hidden_layers=3, heads_per_sublayer=12,
     kv_heads_per_sublayer=12, ffn_dim=48, vocab_size=61, max_position_embeddings=16, bias=True,
 )  # fmt: skip
+KRAKEN_SHARED = tiny.model_config(wiring="kraken-shared")
 ONE_NORM = [name for name, traits in WIRINGS.items() if traits.norms_per_layer == 1]
-TWO_NORMS = [n for n, t in WIRINGS.items() if t.norms_per_layer == 2 and not t.own_streams]
+TWO_NORMS = [n for n, t in WIRINGS.items() if t.norms_per_layer == 2 and not t.own_norms]
 
 
 def save(config: ModelConfig, folder: Path) -> KrakenForCausalLM:
@@ -80,6 +82,22 @@ def test_another_degree_of_shared_is_another_function(tmp_path):
     assert not torch.allclose(found[1], found[2], atol=1e-3)
 
 
+def test_the_parts_of_a_message_are_part_of_the_function_and_not_of_the_weights(tmp_path):
+    save(STANDARD, tmp_path / "standard")
+    made = rewire(
+        tmp_path / "standard", tmp_path / "2", wiring="shared", num_sublayers=4, message_parts=2
+    )
+    assert made.is_another_function and read_config(tmp_path / "2").message_parts == 2
+    assert not rewire(tmp_path / "2", tmp_path / "copy").is_another_function
+    again = rewire(tmp_path / "2", tmp_path / "1", message_parts=1)
+    assert again.is_another_function
+    assert torch.equal(logits(tmp_path / "2"), logits(tmp_path / "copy"))
+    assert not torch.allclose(logits(tmp_path / "2"), logits(tmp_path / "1"), atol=1e-3)
+    whole, parted = (load_file(tmp_path / name / "model.safetensors") for name in "12")
+    assert all(torch.equal(tensor, parted[name]) for name, tensor in whole.items())
+    assert rewire(tmp_path / "2", tmp_path / "late", wiring="lagged").config.message_parts == 1
+
+
 @pytest.mark.parametrize("wiring", ["lagged", "lagged-layer", "standard"])
 def test_other_wirings_are_one_function_in_any_layout(wiring, tmp_path):
     config = STANDARD.replace(
@@ -100,9 +118,17 @@ def test_other_wirings_are_one_function_in_any_layout(wiring, tmp_path):
             STANDARD,
             "kraken",
             2,
-            r"standard and kraken differ in their weights: kraken has a stream",
+            r"standard and kraken differ in their weights: kraken has norms for",
         ),
         (tiny.model_config(), "shared", 2, r"kraken and shared differ.*from the start"),
+        (STANDARD, "kraken-shared", 2, r"kraken-shared has norms for each branch, which standard"),
+        (tiny.model_config(), "kraken-shared", 2, r"kraken has a conjunction, which kraken-shared"),
+        (
+            KRAKEN_SHARED,
+            "kraken-shared",
+            4,
+            r"this kraken-shared model has 2 sub-layers with norms",
+        ),
         (STANDARD, "lagged-layer", 2, r"2 norms a layer and lagged-layer 1: use one of standard, "),
         (STANDARD, "shared", 5, r"num_sublayers=5 does not divide 12 query heads: use one of 1, 2"),
     ],
@@ -136,6 +162,9 @@ def test_convert_says_that_another_function_must_be_trained_further(capfd, own_s
     )
     assert made.code == 0
     assert read_config(tmp_path / "out").num_sublayers == 2
+    half = tiny.call(capfd, "convert", tmp_path / "out", tmp_path / "half", "--message-parts", 2)
+    assert (half.code, read_config(tmp_path / "half").message_parts) == (0, 2)
+    assert "trained as another function (shared, 2 sub-layers): train" in half.err
     assert "trained as another function (standard, 1 sub-layers): train" in made.err
     again = tiny.call(capfd, "convert", tmp_path / "out", tmp_path / "one", "--wiring", "lagged")
     assert (again.code, read_config(tmp_path / "one").wiring) == (0, "lagged")
@@ -151,6 +180,8 @@ def test_convert_says_that_another_function_must_be_trained_further(capfd, own_s
         (["standard", "out", "--tokenizer", "gpt2"], "--tokenizer: a model folder brings its own"),
         (["nowhere.pt", "out", "--wiring", "shared"], "need the folder of a model, and nowhere.pt"),
         (["standard", "out", "-n", "0"], "num_sublayers=0: needs 1 or more"),
+        (["standard", "out", "--message-parts", "2"], "message_parts=2: each AllReduce of a stand"),
+        (["nowhere.pt", "out", "--message-parts", "2"], "--message-parts need the folder of a mod"),
     ],
 )
 def test_conversions_that_cannot_be_are_one_line(

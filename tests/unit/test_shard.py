@@ -44,7 +44,10 @@ GROUPED = ModelConfig(
 SHARED = STANDARD.replace(
     wiring="shared", num_sublayers=6, heads_per_sublayer=4, kv_heads_per_sublayer=2
 )
-CONFIGS = {"kraken": KRAKEN, "standard": STANDARD, "gqa": GROUPED, "shared": SHARED}
+CONFIGS = {
+    "kraken": KRAKEN, "standard": STANDARD, "gqa": GROUPED, "shared": SHARED,
+    "kraken-shared": GROUPED.replace(wiring="kraken-shared"),
+}  # fmt: skip
 
 
 def save(config: ModelConfig, directory) -> None:
@@ -208,8 +211,8 @@ def brought_by_another_rank(name: str, shard) -> bool:
     if name == "conjunction.bias":
         return shard.first > 0
     summed = name.endswith(("attention.output.bias", "feed_forward.down.bias"))
-    own_streams = shard.config.traits.own_streams
-    return summed and (shard.tensor_index > 0 or (shard.first > 0 and not own_streams))
+    own = shard.config.traits.own_norms
+    return summed and (shard.tensor_index > 0 or (shard.first > 0 and not own))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -303,6 +306,17 @@ def test_one_branch_is_divided_as_the_wiring_that_it_equals(devices):
     assert split(one, 2, placement=(2, 10)) == split(standard, 2, placement=(2, 10))
     assert [shard.count for shard in split(one, devices, tensor_parallel=devices)] == [1] * devices
     assert split(one, 1)[0].config == one
+
+
+@pytest.mark.parametrize("wiring", ["shared", "kraken-shared"])
+def test_of_one_branch_the_first_rank_alone_brings_what_is_added_to_sums(wiring, tmp_path):
+    one = laid_out(SHARED, 1).replace(wiring=wiring, message_parts=2)
+    save(one, tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    first, second = (read_shard(tmp_path, shard, torch.float32) for shard in split(one, 2))
+    for name in ("layers.0.attention.output.bias", "layers.1.feed_forward.down.bias"):
+        assert torch.equal(first[name], whole[f"model.{name}"])
+        assert not second[name].any()
 
 
 def test_streams_of_branches_cannot_be_laid_out_anew():

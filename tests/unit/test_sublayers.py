@@ -222,7 +222,7 @@ def test_one_sublayer_is_served_on_as_many_devices_as_the_standard_model(shared)
     [
         ("shared", 5, "--sublayers 5 does not divide 12 query heads: use one of 1, 2, 3, 4, 6, 12"),
         ("shared", 0, "--sublayers 0"),
-        ("kraken", 2, "--sublayers 2: this kraken model has 2 sub-layers with a stream each"),
+        ("kraken", 2, "--sublayers 2: this kraken model has 2 sub-layers with norms of their"),
         ("lagged", 2, "--sublayers 2: a lagged model is the same function for any number"),
     ],
 )

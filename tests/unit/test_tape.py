@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from krakenlm.config import WIRINGS, ModelConfig
+import tiny
+from krakenlm.config import ModelConfig
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.tape import Tape
 from krakenlm.model.reduce import LocalReducer
@@ -231,11 +232,11 @@ def _place(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("function", tiny.FUNCTIONS.values(), ids=tiny.FUNCTIONS)
 @pytest.mark.parametrize("position", ["learned", "rope"])
-def test_replayed_decode_asks_for_no_memory_but_for_small_constants(wiring, position):
+def test_replayed_decode_asks_for_no_memory_but_for_small_constants(function, position):
     config = ModelConfig(
-        wiring=wiring, num_sublayers=1, hidden_size=24, num_hidden_layers=3, heads_per_sublayer=4,
+        **function, num_sublayers=1, hidden_size=24, num_hidden_layers=3, heads_per_sublayer=4,
         kv_heads_per_sublayer=2, vocab_size=61, max_position_embeddings=48, bias=True,
         position=position,
     )  # fmt: skip

@@ -23,6 +23,7 @@ WIRING_COLOURS = {
     "ladder": "#3d7ea6",
     "kraken": "#8a2f62",
     "shared": "#2e8b57",
+    "kraken-shared": "#c05a96",
     "lagged": "#6a51a3",
     "lagged-layer": "#b2423a",
 }

@@ -1,12 +1,28 @@
 """Which models are measured against each other: a standard shape in each wiring."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from krakenlm.config import WIRINGS, ModelConfig, derive, model_config, rewired
+from krakenlm.config import (
+    WIRINGS,
+    ModelConfig,
+    Rule,
+    WiringName,
+    derive,
+    laid_out,
+    model_config,
+)
 from krakenlm.errors import ConfigError, KrakenError
 
 _FRIENDLY_HEAD = 64
+_IN_WORDS = {
+    "published": "published width",
+    "keep-width": "keep-width",
+    "hardware-friendly": "hardware-friendly",
+}
+VARIANTS = tuple(_IN_WORDS)
+"""How Kraken's sub-layers are matched to a standard shape, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +32,7 @@ class Contender:
     Attributes:
         config: its shape.
         label: what tells it from the others.
-        variant: for a Kraken, the rule that it was derived by.
+        variant: for Kraken's sub-layers, the rule that they were derived by.
         prefill_chunks: parts that its prompts are computed in.
     """
 
@@ -38,16 +54,16 @@ def contenders(
 
     Args:
         size: name of a standard shape.
-        wirings: which architectures.
-        variants: which Krakens match it, names of ``VARIANTS``.
+        wirings: which architectures; shared/2 is a shared whose sums carry half of the channels.
+        variants: which Krakens match it, names of ``VARIANTS``; kraken-shared has them too.
         sublayers: N of those whose function depends on it.
         prefill_chunks: how prompts are divided.
 
     Raises:
         KrakenError: names that do not exist or stand twice, a shape that has no such Kraken.
     """
-    _check_names("--wirings", wirings, list(WIRINGS))
-    _check_names("--kraken", variants, list(VARIANTS))
+    chosen = _parse_wirings(wirings)
+    _check_names("--kraken", variants, VARIANTS)
     if len(set(prefill_chunks)) < len(prefill_chunks):
         raise KrakenError(f"--prefill-chunks {_listed(prefill_chunks)}: give each number once")
     standard = model_config(size)
@@ -56,62 +72,81 @@ def contenders(
             f"--size {size} is a Kraken: give the standard shape that it matches, such as 124M"
         )
     models: list[Contender] = []
-    for wiring in wirings:
-        traits = WIRINGS[wiring]  # type: ignore[index]  # checked above
-        if not traits.depends_on_degree:
-            models.append(Contender(config=standard.replace(wiring=wiring), label=wiring))
-            continue
+    for text, (wiring, parts) in zip(wirings, chosen, strict=True):
         try:
-            if traits.own_streams:
-                models += [VARIANTS[variant](standard, sublayers) for variant in variants]
-            else:
-                models.append(_one_stream(standard, wiring, sublayers))
+            models += _in_wiring(standard, wiring, parts, sublayers, variants)
         except ConfigError as error:
-            raise KrakenError(
-                f"--size {size} has no {wiring} of {sublayers} sub-layers, one for each rank "
-                f"unless --sublayers says otherwise: {error}"
-            ) from error
+            of_how_many = (
+                f" of {sublayers} sub-layers, one for each rank unless --sublayers says otherwise"
+                if WIRINGS[wiring].depends_on_degree
+                else ""
+            )
+            raise KrakenError(f"--size {size} has no {text}{of_how_many}: {error}") from error
     return [replace(model, prefill_chunks=n) for model in models for n in prefill_chunks]
 
 
-def _one_stream(standard: ModelConfig, wiring: str, sublayers: int) -> Contender:
-    config = rewired(standard, wiring, sublayers)
-    return Contender(config=config, label=f"{wiring} ({sublayers}-way)")
+def _in_wiring(
+    standard: ModelConfig,
+    wiring: WiringName,
+    parts: int,
+    sublayers: int,
+    variants: Sequence[str],
+) -> list[Contender]:
+    traits = WIRINGS[wiring]
+    if traits.own_norms:
+        return [_sublayers(standard, wiring, sublayers, parts, variant) for variant in variants]
+    config = standard.replace(wiring=wiring, message_parts=parts)
+    if not traits.depends_on_degree:
+        return [Contender(config=config, label=wiring)]
+    label = f"{wiring} ({sublayers}-way{_carried(config)})"
+    return [Contender(config=laid_out(config, sublayers), label=label)]
 
 
-def _published(standard: ModelConfig, sublayers: int) -> Contender:
-    config = derive(standard, sublayers)
-    return _kraken(config, "published", f"published width {config.hidden_size}")
+def _sublayers(
+    standard: ModelConfig, wiring: WiringName, sublayers: int, parts: int, variant: str
+) -> Contender:
+    rule: Rule = "keep-width" if variant == "keep-width" else "published"
+    head_dim = 0
+    if variant == "hardware-friendly":
+        head_dim = standard.head_dim if standard.head_dim % _FRIENDLY_HEAD == 0 else _FRIENDLY_HEAD
+    config = derive(
+        standard, sublayers, rule=rule, wiring=wiring, head_dim=head_dim, message_parts=parts
+    )
+    described = f"{_IN_WORDS[variant]} {config.hidden_size}"
+    if head_dim:
+        described += f", head_dim {head_dim}"
+    label = f"{wiring} ({described}{_carried(config)})"
+    return Contender(config=config, label=label, variant=variant)
 
 
-def _keep_width(standard: ModelConfig, sublayers: int) -> Contender:
-    config = derive(standard, sublayers, rule="keep-width")
-    return _kraken(config, "keep-width", f"keep-width {config.hidden_size}")
+def _carried(config: ModelConfig) -> str:
+    return f", 1/{config.message_parts} of the channels" if config.message_parts > 1 else ""
 
 
-def _hardware_friendly(standard: ModelConfig, sublayers: int) -> Contender:
-    wide = standard.head_dim % _FRIENDLY_HEAD == 0
-    head_dim = standard.head_dim if wide else _FRIENDLY_HEAD
-    config = derive(standard, sublayers, head_dim=head_dim)
-    described = f"hardware-friendly {config.hidden_size}, head_dim {config.head_dim}"
-    return _kraken(config, "hardware-friendly", described)
+def _parse_wirings(texts: Sequence[str]) -> list[tuple[WiringName, int]]:
+    """``shared/2`` as (shared, 2): which wiring, and its ``message_parts``."""
+    _check_names("--wirings", texts, list(WIRINGS), key=lambda text: text.partition("/")[0])
+    chosen: list[tuple[WiringName, int]] = []
+    for text in texts:
+        name, slash, parts = text.partition("/")
+        # Six digits at most: int() refuses texts of thousands.
+        if slash and not re.fullmatch("[1-9][0-9]{0,5}", parts):
+            raise KrakenError(
+                f"--wirings {_listed(texts)}: {text!r}: give a number behind the slash, such as "
+                f"{name}/2: each AllReduce carries half of the channels"
+            )
+        chosen.append((name, int(parts or 1)))  # type: ignore[arg-type]  # checked above
+    return chosen
 
 
-def _kraken(config: ModelConfig, variant: str, described: str) -> Contender:
-    return Contender(config=config, label=f"{config.wiring} ({described})", variant=variant)
-
-
-VARIANTS: dict[str, Callable[[ModelConfig, int], Contender]] = {
-    "published": _published,
-    "keep-width": _keep_width,
-    "hardware-friendly": _hardware_friendly,
-}
-"""The Krakens that match a standard shape, by name."""
-
-
-def _check_names(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+def _check_names(
+    option: str,
+    given: Sequence[str],
+    known: Sequence[str],
+    key: Callable[[str], str] = lambda name: name,
+) -> None:
     for name in given:
-        if name not in known:
+        if key(name) not in known:
             raise KrakenError(f"{option} {_listed(given)}: {name!r} is not one of {_listed(known)}")
     if len(set(given)) < len(given) or not given:
         raise KrakenError(f"{option} {_listed(given)}: give each name once, one at least")

@@ -30,7 +30,12 @@ app = typer.Typer(
 
 _Size = Annotated[str, typer.Option(help="A standard shape: gpt2, 124M, 355M, 1.5B, 6.7B, ...")]
 _Wirings = Annotated[
-    str, typer.Option(metavar="LIST", help="Architectures, in the order they take turns.")
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="Architectures, in the order they take turns. shared/2 and kraken-shared/2 sum half "
+        "of the channels a layer.",
+    ),
 ]
 _Devices = Annotated[
     int | None,
@@ -64,12 +69,15 @@ _Kraken = Annotated[
     str,
     typer.Option(
         metavar="LIST",
-        help="Which Krakens match the size: published, keep-width, hardware-friendly.",
+        help="Which kraken and kraken-shared match the size: published, keep-width, "
+        "hardware-friendly.",
     ),
 ]
 _Sublayers = Annotated[
     int | None,
-    typer.Option(help="N of kraken and shared; by default one for each rank or group of ranks."),
+    typer.Option(
+        help="N of kraken, kraken-shared and shared; by default one a rank or group of ranks."
+    ),
 ]
 _OutputJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers.")]
 _Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the latencies.")]

@@ -46,6 +46,13 @@ def convert(
             "another function.",
         ),
     ] = None,
+    message_parts: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a shared or kraken-shared model: groups of channels, of which each layer sums "
+            "one. Each number is another function.",
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint of the authors' release, or a model to another wiring.
 
@@ -57,12 +64,12 @@ def convert(
     if source.is_dir():
         if tokenizer is not None:
             raise KrakenError("--tokenizer: a model folder brings its own: leave it out")
-        config = _rewire(source, out, wiring, sublayers)
+        config = _rewire(source, out, wiring, sublayers, message_parts)
     else:
-        if wiring is not None or sublayers is not None:
+        if (wiring, sublayers, message_parts) != (None, None, None):
             raise KrakenError(
-                f"--wiring and --sublayers need the folder of a model, and {source} is none: "
-                "convert the checkpoint first"
+                "--wiring, --sublayers and --message-parts need the folder of a model, and "
+                f"{source} is none: convert the checkpoint first"
             )
         config = _read_release(source, out, tokenizer)
     results.print(f"wrote {out}/config.json and {out}/model.safetensors", markup=False)
@@ -72,11 +79,15 @@ def convert(
     )
 
 
-def _rewire(source: Path, out: Path, wiring: str | None, sublayers: int | None) -> "ModelConfig":
+def _rewire(
+    source: Path, out: Path, wiring: str | None, sublayers: int | None, message_parts: int | None
+) -> "ModelConfig":
     from krakenlm.console import notes
     from krakenlm.integrations.rewiring import rewire
 
-    rewired = rewire(source, out, wiring=wiring, num_sublayers=sublayers)
+    rewired = rewire(
+        source, out, wiring=wiring, num_sublayers=sublayers, message_parts=message_parts
+    )
     if rewired.is_another_function:
         notes.print(
             f"the weights were trained as another function ({rewired.before}): train the model "

@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 import typer
 
 from krakenlm.config import (
+    WIRINGS,
     ModelConfig,
     Rule,
     allreduce_bytes_per_token,
@@ -39,6 +40,14 @@ def derive(
             "shared: keep the one stream as well, so all weights have the standard's shapes."
         ),
     ] = "published",
+    wiring: Annotated[
+        str | None,
+        typer.Option(
+            help="kraken, or kraken-shared: Kraken's sub-layers over one stream, without a "
+            "conjunction.",
+            show_default="the rule's: kraken or shared",
+        ),
+    ] = None,
     head_dim: Annotated[
         int,
         typer.Option(help="Hardware-friendly: heads of this width, widths in multiples of 64."),
@@ -46,6 +55,12 @@ def derive(
     kv_heads: Annotated[
         int, typer.Option(help="Key and value heads of one sub-layer (grouped-query attention).")
     ] = 0,
+    message_parts: Annotated[
+        int,
+        typer.Option(
+            help="Of shared and kraken-shared: groups of channels, of which each layer sums one."
+        ),
+    ] = 1,
     dtype: Annotated[str, typer.Option(help="Type that bytes are counted in.")] = "bfloat16",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")
@@ -61,9 +76,18 @@ def derive(
     chosen_rule = next((known for known in rules if known == rule), None)
     if chosen_rule is None:
         raise KrakenError(f"--rule {rule}: choose {', '.join(rules[:-1])} or {rules[-1]}")
+    chosen_wiring = next((known for known in WIRINGS if known == wiring), None)
+    if wiring is not None and chosen_wiring is None:
+        raise KrakenError(f"--wiring {wiring}: choose one of {', '.join(WIRINGS)}")
     standard = _read_base(base)
     derived = derive_config(
-        standard, sublayers, rule=chosen_rule, head_dim=head_dim, kv_heads=kv_heads
+        standard,
+        sublayers,
+        rule=chosen_rule,
+        wiring=chosen_wiring,
+        head_dim=head_dim,
+        kv_heads=kv_heads,
+        message_parts=message_parts,
     )
     if out is not None and (out / "config.json").exists():
         raise KrakenError(f"{out / 'config.json'} exists already: choose another --out")
@@ -94,7 +118,7 @@ def _show(name: str, standard: ModelConfig, derived: ModelConfig, element: int, 
     kind = "Kraken" if derived.traits.own_streams else f"{wiring} model"
     table = Table(title=f"{name}: the {devices}-way {kind} that matches it", title_justify="left")
     table.add_column("")
-    for heading in (standard.wiring, wiring, f"{wiring} / {standard.wiring}"):
+    for heading in (standard.wiring, wiring, f"over {standard.wiring}"):
         table.add_column(heading, justify="right")
 
     def row(label: str, of_standard: float, of_derived: float) -> None:
@@ -108,6 +132,8 @@ def _show(name: str, standard: ModelConfig, derived: ModelConfig, element: int, 
     row("kv_heads_per_sublayer", standard.kv_heads_per_sublayer, derived.kv_heads_per_sublayer)
     row("head_dim", standard.head_dim, derived.head_dim)
     row("ffn_dim", standard.ffn_dim, derived.ffn_dim)
+    if derived.message_parts > 1:
+        row("message_parts", standard.message_parts, derived.message_parts)
     table.add_section()
     row("parameters", count_parameters(standard), count_parameters(derived))
     row("attention width", standard.attention_width, derived.attention_width)

@@ -26,9 +26,14 @@ def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_element: int = 2) ->
 
 
 def allreduce_bytes_per_token(config: ModelConfig, bytes_per_element: int = 2) -> int:
-    """Elements that one token adds to all AllReduces of a forward pass, in bytes."""
-    sums = config.traits.allreduces(config.num_hidden_layers)
-    return sums * config.hidden_size * bytes_per_element
+    """Elements that one token adds to all AllReduces of a forward pass, in bytes.
+
+    Where a layer's sum carries a part of the channels, the exposed one at the end carries all.
+    """
+    layers = config.num_hidden_layers
+    sums, hidden = config.traits.allreduces(layers), config.traits.hidden(layers)
+    width, part = config.hidden_size, config.hidden_size // config.message_parts
+    return ((sums - hidden) * width + hidden * part) * bytes_per_element
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
@@ -55,8 +60,8 @@ def _layer_parameters(config: ModelConfig) -> int:
     key_value = 2 * config.kv_heads_per_sublayer * config.head_dim
     into_ffn = f * (2 if config.activation == "swiglu" else 1)
     weights = n * d * (query + key_value + query + into_ffn + f)
-    biases = n * (query + key_value + into_ffn) + config.num_streams * 2 * d if config.bias else 0
-    norms = config.traits.norms_per_layer * config.num_streams * _norm_parameters(config)
+    biases = n * (query + key_value + into_ffn) + config.norm_sets * 2 * d if config.bias else 0
+    norms = config.traits.norms_per_layer * config.norm_sets * _norm_parameters(config)
     return weights + biases + norms
 
 

@@ -26,7 +26,7 @@ class ModelConfig:
 
     Attributes:
         wiring: which architecture (see ``krakenlm.config.wirings``).
-        num_sublayers: N, the sub-layers of a Kraken layer. In the other wirings the branches a
+        num_sublayers: N, the sub-layers of a Kraken layer. In most other wirings the branches a
             layer is stored in: N branches compute the same function as one branch with N times
             the heads and N times the feed-forward width.
         hidden_size: d, the width of a residual stream.
@@ -35,8 +35,8 @@ class ModelConfig:
         kv_heads_per_sublayer: key and value heads of one sub-layer; 0 means as many as heads.
             Fewer is grouped-query attention, 1 is multi-query attention.
         head_dim: width of one head, free of ``hidden_size``; 0 means hidden_size / heads.
-        ffn_dim: f, feed-forward width of one sub-layer; 0 means 2d for Kraken's own streams (the
-            paper's f) and 4d otherwise.
+        ffn_dim: f, feed-forward width of one sub-layer; 0 means 2d for Kraken's sub-layers (the
+            paper's f), in kraken-shared too, and 4d otherwise.
         vocab_size: rows of the embedding.
         max_position_embeddings: longest context.
         position: learned absolute embeddings, or rotary ones applied to whole heads.
@@ -50,11 +50,14 @@ class ModelConfig:
         initializer_range: standard deviation of the initial weights.
         output_init: the streams among which the initial scale of branch outputs is divided:
             ``all-streams`` is the authors' initializer_range / sqrt(2 L N), ``own-stream`` leaves
-            N out. They differ in Kraken only.
+            N out. They differ for Kraken's sub-layers only, those of kraken-shared among them.
         conjunction_init: Kraken's conjunction starts as other weights do, or as the mean of the
-            streams, identity / N.
+            streams, identity / N. Without effect where there is none.
         sum_scale: Kraken's sums over streams are multiplied by it. The paper's S is a plain sum;
-            with 1/N it is a mean. docs/parity.md says what this and the two options before do.
+            with 1/N it is a mean. Without effect where there is one stream. docs/parity.md says
+            what this and the two options before do.
+        message_parts: in shared and kraken-shared, the channels of the stream are summed in that
+            many groups in turn: each layer's AllReduce carries hidden_size / message_parts of them.
 
     Raises:
         ConfigError: an impossible value or combination; the message names the field, the value
@@ -83,6 +86,7 @@ class ModelConfig:
     output_init: Literal["all-streams", "own-stream"] = "all-streams"
     conjunction_init: Literal["normal", "mean"] = "normal"
     sum_scale: float = 1.0
+    message_parts: int = 1
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -134,9 +138,9 @@ class ModelConfig:
         return WIRINGS[self.wiring]
 
     @property
-    def num_streams(self) -> int:
-        """Residual streams of a layer, and with them sets of norms and output biases."""
-        return self.num_sublayers if self.traits.own_streams else 1
+    def norm_sets(self) -> int:
+        """Sets of norms and output biases in a layer."""
+        return self.num_sublayers if self.traits.own_norms else 1
 
     @property
     def attention_width(self) -> int:
@@ -161,6 +165,7 @@ class ModelConfig:
             "heads_per_sublayer",
             "vocab_size",
             "max_position_embeddings",
+            "message_parts",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: needs 1 or more")
@@ -189,7 +194,7 @@ class ModelConfig:
         if self.kv_heads_per_sublayer == 0:
             object.__setattr__(self, "kv_heads_per_sublayer", heads)
         if self.ffn_dim == 0:
-            expansion = 2 if self.traits.own_streams else 4
+            expansion = 2 if self.traits.own_norms else 4
             object.__setattr__(self, "ffn_dim", expansion * self.hidden_size)
 
     def _check_combinations(self) -> None:
@@ -204,4 +209,21 @@ class ModelConfig:
             raise ConfigError(
                 f"head_dim={self.head_dim} is odd and position='rope' turns pairs: use "
                 f"head_dim={self.head_dim + 1} or position='learned'"
+            )
+        self._check_message_parts()
+
+    def _check_message_parts(self) -> None:
+        parts = self.message_parts
+        if parts > 1 and not self.traits.parted_messages:
+            able = " or ".join(name for name, traits in WIRINGS.items() if traits.parted_messages)
+            raise ConfigError(
+                f"message_parts={parts}: each AllReduce of a {self.wiring} model carries all "
+                f"channels: leave it out, or use wiring {able}"
+            )
+        if self.hidden_size % parts:
+            low = self.hidden_size // parts * parts
+            fits = f"{low} or {low + parts}" if low else f"{parts}"
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} is not a multiple of message_parts={parts}: use "
+                f"{fits}, or another number of parts"
             )

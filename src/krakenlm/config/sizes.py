@@ -85,7 +85,8 @@ def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any)
         name: a name or a parameter count from the table, in any case: ``gpt2``, ``124m``,
             ``kraken-125M-2way``.
         wiring: for a standard shape, which of the wirings that any number of devices can share
-            out: standard by default. Those of N branches come from ``derive``.
+            out: standard by default. Those of N branches come from ``derive``. For a published
+            Kraken, kraken (the default) or kraken-shared.
         changes: fields to set otherwise, such as ``vocab_size``.
 
     Raises:
@@ -95,15 +96,15 @@ def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any)
         raise ConfigError(f"wiring={wiring!r}: choose one of {', '.join(WIRINGS)}")
     for published in PUBLISHED_KRAKEN:
         if published.name.lower() == name.lower():
-            if wiring is not None and not WIRINGS[wiring].own_streams:
+            if wiring is not None and not WIRINGS[wiring].own_norms:
                 raise ConfigError(f"wiring={wiring!r}: {published.name} is a Kraken: leave it out")
-            return _published_config(published, changes)
+            return _published_config(published, wiring or "kraken", changes)
     size = _find(name)
     if wiring is not None and WIRINGS[wiring].depends_on_degree:
-        rule = "" if WIRINGS[wiring].own_streams else f" --rule {wiring}"
+        option = "--wiring" if WIRINGS[wiring].own_norms else "--rule"
         raise ConfigError(
             f"wiring={wiring!r}: {name} is a standard shape; derive its match with "
-            f"`krakenlm derive {name} --sublayers N{rule}` or krakenlm.derive"
+            f"`krakenlm derive {name} --sublayers N {option} {wiring}` or krakenlm.derive"
         )
     return ModelConfig.from_dict(
         {
@@ -119,11 +120,13 @@ def model_config(name: str, *, wiring: WiringName | None = None, **changes: Any)
     )
 
 
-def _published_config(published: PublishedKraken, changes: dict[str, Any]) -> ModelConfig:
+def _published_config(
+    published: PublishedKraken, wiring: WiringName, changes: dict[str, Any]
+) -> ModelConfig:
     baseline = _find(published.baseline)
     return ModelConfig.from_dict(
         {
-            "wiring": "kraken",
+            "wiring": wiring,
             "num_sublayers": published.num_sublayers,
             "hidden_size": published.hidden_size,
             "num_hidden_layers": baseline.num_hidden_layers,

@@ -7,7 +7,16 @@ messages and caches stands here, so that sizes can be reasoned about without loa
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-WiringName = Literal["kraken", "standard", "parallel", "ladder", "shared", "lagged", "lagged-layer"]
+WiringName = Literal[
+    "kraken",
+    "standard",
+    "parallel",
+    "ladder",
+    "shared",
+    "kraken-shared",
+    "lagged",
+    "lagged-layer",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +24,11 @@ class WiringTraits:
     """Structure of one architecture.
 
     Attributes:
-        own_streams: every branch carries a residual stream, norms and output biases of its own
-            (Kraken's sub-layers). Otherwise the branches share them, as tensor-parallel shards of
-            one layer do.
+        own_norms: every branch has norms and output biases of its own, as Kraken's sub-layers have:
+            N is fixed in the weights. Otherwise the branches share them, as tensor-parallel shards
+            of one layer do.
+        own_streams: every branch carries a residual stream of its own, and the streams are summed.
+            Otherwise the branches add to one that they share.
         depends_on_degree: the function depends on N, the number of branches, so that a rank holds
             whole branches. Otherwise N branches are only a way to store one layer, which any
             number of ranks can share out by its heads.
@@ -28,8 +39,11 @@ class WiringTraits:
             as (per layer, once per model).
         with_one_branch: where the function depends on N: with N = 1 it is that of this wiring,
             which does not.
+        parted_messages: a layer's sum may carry a part of the channels, ``message_parts`` of the
+            configuration.
     """
 
+    own_norms: bool
     own_streams: bool
     depends_on_degree: bool
     norms_per_layer: Literal[1, 2]
@@ -37,11 +51,12 @@ class WiringTraits:
     allreduces_per_layer: int
     hidden_allreduces: tuple[int, int]
     with_one_branch: WiringName | None = None
+    parted_messages: bool = False
 
     @property
     def degree_is_a_choice(self) -> bool:
         """The function depends on N and the weights do not: N is chosen when a model is loaded."""
-        return self.depends_on_degree and not self.own_streams
+        return self.depends_on_degree and not self.own_norms
 
     def allreduces(self, num_hidden_layers: int) -> int:
         """AllReduces in one forward pass.
@@ -60,6 +75,7 @@ class WiringTraits:
 WIRINGS: dict[WiringName, WiringTraits] = {
     # Prabhakar, Zhang, Wentzlaff, arXiv 2408.07802
     "kraken": WiringTraits(
+        own_norms=True,
         own_streams=True,
         depends_on_degree=True,
         norms_per_layer=2,
@@ -69,6 +85,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     ),
     # Megatron-LM's tensor parallelism, arXiv 1909.08053
     "standard": WiringTraits(
+        own_norms=False,
         own_streams=False,
         depends_on_degree=False,
         norms_per_layer=2,
@@ -78,6 +95,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     ),
     # GPT-J and PaLM (arXiv 2204.02311, section 2)
     "parallel": WiringTraits(
+        own_norms=False,
         own_streams=False,
         depends_on_degree=False,
         norms_per_layer=1,
@@ -87,6 +105,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     ),
     # Ladder Residual, arXiv 2501.06589: all but the last hide behind the next half block
     "ladder": WiringTraits(
+        own_norms=False,
         own_streams=False,
         depends_on_degree=False,
         norms_per_layer=2,
@@ -97,6 +116,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     # Kraken's schedule over one stream: each branch reads its own last output at once and the
     # others' a layer later
     "shared": WiringTraits(
+        own_norms=False,
         own_streams=False,
         depends_on_degree=True,
         norms_per_layer=2,
@@ -104,9 +124,23 @@ WIRINGS: dict[WiringName, WiringTraits] = {
         allreduces_per_layer=1,
         hidden_allreduces=(1, -1),
         with_one_branch="standard",
+        parted_messages=True,
+    ),
+    # Kraken's sub-layers and message with the recursion of shared: no conjunction
+    "kraken-shared": WiringTraits(
+        own_norms=True,
+        own_streams=False,
+        depends_on_degree=True,
+        norms_per_layer=2,
+        conjunction=False,
+        allreduces_per_layer=1,
+        hidden_allreduces=(1, -1),
+        with_one_branch="standard",
+        parted_messages=True,
     ),
     # The same with no output of a branch's own: attention reads the stream of a layer before
     "lagged": WiringTraits(
+        own_norms=False,
         own_streams=False,
         depends_on_degree=False,
         norms_per_layer=2,
@@ -116,6 +150,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
     ),
     # A parallel layer that reads the stream of a layer before
     "lagged-layer": WiringTraits(
+        own_norms=False,
         own_streams=False,
         depends_on_degree=False,
         norms_per_layer=1,

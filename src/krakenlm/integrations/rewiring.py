@@ -85,6 +85,12 @@ def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def _function_of(config: ModelConfig) -> tuple[object, ...]:
+    """What decides what the same weights compute."""
+    branches = config.num_sublayers if config.traits.depends_on_degree else None
+    return config.wiring, branches, config.message_parts
+
+
 def _state_of(directory: Path, whole: Shard) -> dict[str, Tensor]:
     state = read_shard(directory, whole, stored_dtype(directory))
     names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
@@ -92,7 +98,12 @@ def _state_of(directory: Path, whole: Shard) -> dict[str, Tensor]:
 
 
 def rewire(
-    source: Path, out: Path, *, wiring: str | None = None, num_sublayers: int | None = None
+    source: Path,
+    out: Path,
+    *,
+    wiring: str | None = None,
+    num_sublayers: int | None = None,
+    message_parts: int | None = None,
 ) -> Rewired:
     """Write the weights of ``source`` to the folder ``out``, as a model of another wiring.
 
@@ -102,6 +113,7 @@ def rewire(
         wiring: of the new model; the old one's by default.
         num_sublayers: branches of the new model; as many as the old one has by default. Wirings
             that do not depend on it are stored as one branch.
+        message_parts: of the new model; the old one's by default, where the wiring has any.
 
     Raises:
         KrakenError: ``source`` is no whole model, its weights do not fit the wiring or cannot be
@@ -110,7 +122,7 @@ def rewire(
     stored = read_config(source)
     branches = stored.num_sublayers if num_sublayers is None else num_sublayers
     try:
-        wanted = rewired(stored, wiring or stored.wiring, branches)
+        wanted = rewired(stored, wiring or stored.wiring, branches, message_parts=message_parts)
     except KrakenError as error:
         raise KrakenError(f"{source}: {error}") from error
     whole = split(wanted, 1)[0]
@@ -123,6 +135,5 @@ def rewire(
     return Rewired(
         config=whole.local_config,
         before=f"{stored.wiring}, {stored.num_sublayers} sub-layers",
-        is_another_function=stored.wiring != wanted.wiring
-        or (wanted.traits.depends_on_degree and wanted.num_sublayers != stored.num_sublayers),
+        is_another_function=_function_of(stored) != _function_of(whole.local_config),
     )

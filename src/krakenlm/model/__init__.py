@@ -4,6 +4,7 @@ Shapes, used in names throughout (``x_SBTD``):
 
 =  ==========================================================================
 S  residual streams: one a sub-layer in Kraken, one in all in the others
+M  channels that one sum carries, of D
 K  branches held here: Kraken's sub-layers or tensor-parallel shards
 B  batch
 T  tokens

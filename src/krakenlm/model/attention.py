@@ -98,7 +98,7 @@ class Attention(nn.Module):
             branches,
             query_width,
             config.hidden_size,
-            config.num_streams if config.bias else 0,
+            config.norm_sets if config.bias else 0,
             output_std,
         )
 

@@ -83,7 +83,7 @@ def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, T
     Args:
         directory: the checkpoint folder.
         shard: which part. Its configuration may lay the weights out for another number of branches
-            than the file does, unless each branch has a stream of its own.
+            than the file does, unless each branch has norms of its own.
         dtype: what the weights are turned into.
 
     Raises:
@@ -202,7 +202,7 @@ class _ShardReader:
         dtype: torch.dtype,
         vocabulary: range | None,
     ) -> None:
-        assert stored.num_streams == shard.config.num_streams, "streams cannot be laid out anew"
+        assert stored.norm_sets == shard.config.norm_sets, "norms cannot be laid out anew"
         self._tensors = tensors
         self._shard = shard
         self._config = stored
@@ -238,9 +238,10 @@ class _ShardReader:
         key = config.kv_heads_per_sublayer * config.head_dim
         up = config.ffn_dim * (2 if config.activation == "swiglu" else 1)
         for norm in ("norm_1.", "norm_2.")[: config.traits.norms_per_layer]:
-            yield from self._norm(prefix + norm, streams=config.num_streams)
+            yield from self._norm(prefix + norm, streams=config.norm_sets)
         # A bias that is added to a sum over ranks: the first of these ranks brings it.
-        brings_bias = shard.tensor_index == 0 and (config.traits.own_streams or shard.first == 0)
+        own = shard.config.traits.own_norms
+        brings_bias = shard.tensor_index == 0 and (own or shard.first == 0)
         for name, outputs, inputs, rows, columns in (
             ("attention.qkv", query + 2 * key, d, self._qkv_rows(), None),
             ("attention.output", d, query, None, self._head_columns()),
@@ -256,7 +257,7 @@ class _ShardReader:
                 assert columns is not None
                 yield self._cut(weight, (n, outputs, inputs), columns, axis=2)
                 if config.bias:
-                    yield self._bias(bias, brings_bias, config.num_streams, outputs)
+                    yield self._bias(bias, brings_bias, config.norm_sets, outputs)
 
     def _norm(self, prefix: str, streams: int) -> Iterator[tuple[str, Tensor]]:
         config = self._config

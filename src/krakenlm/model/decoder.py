@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from krakenlm.config import ModelConfig
 from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep, rotary
+from krakenlm.model.channels import Channels
 from krakenlm.model.feed_forward import FeedForward
 from krakenlm.model.layers import BranchLinear, Embedding, Norm, sum_in_groups
 from krakenlm.model.reduce import Reducer, ScaledReducer
@@ -28,13 +29,13 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         # The authors' scale, 0.02 / sqrt(2 L N): that many branch outputs meet in a stream.
-        streams = config.num_streams if config.output_init == "all-streams" else 1
-        outputs_that_meet = 2 * config.num_hidden_layers * streams
+        branches = config.norm_sets if config.output_init == "all-streams" else 1
+        outputs_that_meet = 2 * config.num_hidden_layers * branches
         output_std = config.initializer_range * outputs_that_meet**-0.5
-        self.norm_1 = _norm(config, config.num_streams)
+        self.norm_1 = _norm(config, config.norm_sets)
         self.attention = Attention(config, layer_index, output_std)
         if config.traits.norms_per_layer == 2:
-            self.norm_2 = _norm(config, config.num_streams)
+            self.norm_2 = _norm(config, config.norm_sets)
         self.feed_forward = FeedForward(config, output_std)
 
     def attend(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
@@ -157,7 +158,13 @@ class Decoder(nn.Module):
         whole, last = AttentionContext(core, turns, None), AttentionContext(core, turns, keep)
         final = config.num_hidden_layers - 1
         blocks: list[Block] = [
-            _BoundLayer(layer, last if index == final else whole, recompute, self.degree)
+            _BoundLayer(
+                layer,
+                last if index == final else whole,
+                Channels.of_layer(config, index),
+                recompute=recompute,
+                degree=self.degree,
+            )
             for index, layer in enumerate(self._layers())
         ]
         if wrap is not None:
@@ -187,8 +194,15 @@ class _BoundLayer:
     """
 
     def __init__(
-        self, layer: Layer, context: AttentionContext, recompute: bool, degree: int
+        self,
+        layer: Layer,
+        context: AttentionContext,
+        message: Channels,
+        *,
+        recompute: bool,
+        degree: int,
     ) -> None:
+        self.message = message
         self._layer = layer
         self._context = context
         self._recompute = recompute

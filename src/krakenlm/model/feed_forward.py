@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
             branches,
             config.ffn_dim,
             config.hidden_size,
-            config.num_streams if config.bias else 0,
+            config.norm_sets if config.bias else 0,
             output_std,
         )
 

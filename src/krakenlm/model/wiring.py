@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from krakenlm.config import WIRINGS, WiringName
+from krakenlm.model.channels import Channels
 from krakenlm.model.reduce import Pending, Reducer
 
 
@@ -26,6 +27,11 @@ class Block(Protocol):
     Where only some positions matter behind the last layer, its ``attend`` and ``attend_and_feed``
     return those alone, and ``keep`` takes the same positions of the residual stream.
     """
+
+    @property
+    def message(self) -> Channels:
+        """Of what the branches have added, the channels that this layer's sum carries."""
+        ...
 
     def keep(self, x_SBTD: Tensor) -> Tensor:
         """The positions that go on behind this layer's attention: all but in the last layer."""
@@ -53,6 +59,11 @@ class WrappedBlock:
 
     def __init__(self, block: Block) -> None:
         self._block = block
+
+    @property
+    def message(self) -> Channels:
+        """As the block within."""
+        return self._block.message
 
     def keep(self, x_SBTD: Tensor) -> Tensor:
         """As the block within."""
@@ -177,20 +188,25 @@ def ladder(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
 def shared(blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join) -> Pass:
     """Kraken's schedule over one residual stream x, which all branches share.
 
-    ``own`` is what each branch added in the last layer. A branch reads its own at once, as y_i =
-    x + own_i, while the sum over all is under way behind its attention: the others' parts reach it
-    in the feed-forward network, which reads LN2(x + a_i). One branch alone is the standard layer.
+    ``own`` is what each branch has added and no sum has carried yet: what the last layer added, or
+    where a layer's ``message`` is a group of channels, in each group what came since its turn. A
+    branch reads its own at once, as y_i = x + own_i, while the sum over all is under way behind its
+    attention: the others' parts reach it in the feed-forward network. One branch alone is the
+    standard layer.
     """
-    own_KBTD: Tensor | None = None
-    for block in blocks:
-        added = None if own_KBTD is None else reducer.begin(block.keep(own_KBTD))
-        a_KBTD = block.attend(x_1BTD if own_KBTD is None else x_1BTD + own_KBTD)
+    first = blocks[0]
+    a_KBTD = first.attend(x_1BTD)
+    x_1BTD = first.keep(x_1BTD)
+    own_KBTD = a_KBTD + first.feed(x_1BTD + a_KBTD)
+    for block in blocks[1:]:
+        kept_KBTD = block.keep(own_KBTD)
+        added = reducer.begin(block.message.of(kept_KBTD))
+        a_KBTD = block.attend(x_1BTD + own_KBTD)
         x_1BTD = block.keep(x_1BTD)
-        if added is not None:
-            yield None
-            x_1BTD = x_1BTD + added.wait()
-        own_KBTD = a_KBTD + block.feed(x_1BTD + a_KBTD)
-    assert own_KBTD is not None, "a model has a layer"
+        yield None
+        x_1BTD = block.message.add(x_1BTD, added.wait())
+        own_KBTD = block.message.renew(kept_KBTD, a_KBTD)
+        own_KBTD = own_KBTD + block.feed(x_1BTD + own_KBTD)
     added = reducer.begin(own_KBTD)
     yield None
     yield join(x_1BTD + added.wait())
@@ -241,6 +257,7 @@ WIRING_FUNCTIONS: dict[WiringName, Wiring] = {
     "parallel": parallel,
     "ladder": ladder,
     "shared": shared,
+    "kraken-shared": shared,
     "lagged": lagged,
     "lagged-layer": lagged_layer,
 }

@@ -6,6 +6,10 @@ more than they do. ``begin_sum`` claims to write to the branches, hence whatever
 afterwards stays behind it. ``await_sum`` claims to write to what was computed last, hence stays
 behind that. The sum's buffer is a tensor of the graph, alive from one to the other.
 
+Branches of a part of the channels are a view. What is read behind them is the whole, and Inductor
+computes wrong numbers where an operator claims to write to a view (PyTorch 2.13, as vLLM sets it).
+There the sum is begun on a copy, and ``hold_back`` claims to write to what the next block reads.
+
 Shape letters: see ``krakenlm.model``.
 """
 
@@ -24,6 +28,7 @@ from krakenlm.transport.connect import Transport, connect_group
 
 _OPERATORS = {
     "begin_sum": "(Tensor(a!) branches, Tensor(b!) total, int slot) -> ()",
+    "hold_back": "(Tensor(a!) read_next, Tensor(b!) begun) -> ()",
     "await_sum": "(Tensor(a!) computed, Tensor(b!) total, int slot) -> ()",
 }
 OPERATORS = tuple(f"krakenlm::{name}" for name in _OPERATORS)
@@ -51,6 +56,10 @@ def _begin_sum(branches: Tensor, total: Tensor, slot: int) -> None:
     _carriers[slot].begin(branches, total)
 
 
+def _hold_back(read_next: Tensor, begun: Tensor) -> None:
+    """Nothing: what counts is what it claims."""
+
+
 def _await_sum(computed: Tensor, total: Tensor, slot: int) -> None:
     # A compiler that copied the buffer meanwhile would have copied an unfinished sum.
     assert total.data_ptr() == _buffers[slot], "a sum in flight has lost its buffer"
@@ -64,7 +73,8 @@ def _nothing(*_: object, **__: object) -> None:
 def _register() -> Any:
     """Define the operators; they live as long as the library that is returned."""
     library: Any = torch.library.Library("krakenlm", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name, function in (("begin_sum", _begin_sum), ("await_sum", _await_sum)):
+    functions = {"begin_sum": _begin_sum, "hold_back": _hold_back, "await_sum": _await_sum}
+    for name, function in functions.items():
         library.define(name + _OPERATORS[name])
         library.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"krakenlm::{name}", _nothing)
@@ -182,15 +192,26 @@ class OrderedReducer:
         self._slot = slots.start
         self._end = slots.stop
         self.computed_KBTD: Tensor | None = None
+        self._copied_KBTM: Tensor | None = None
 
     def begin(self, branches_KBTD: Tensor) -> "InFlight":
         """Start the sum on a buffer of its own."""
         slot = self._slot
         assert slot < self._end, "more sums than the wiring said"
         self._slot = slot + 1
+        computed_KBTD = self.computed_KBTD
+        if computed_KBTD is not None and branches_KBTD.shape[-1] < computed_KBTD.shape[-1]:
+            branches_KBTD = branches_KBTD.clone(memory_format=torch.contiguous_format)
+            self._copied_KBTM = branches_KBTD
         total_1BTD = branches_KBTD.new_empty(1, *branches_KBTD.shape[1:])
         torch.ops.krakenlm.begin_sum(branches_KBTD, total_1BTD, slot)
         return InFlight(self, total_1BTD, slot)
+
+    def hold_back(self, x_SBTD: Tensor) -> None:
+        """Keep what a block is about to read behind the last begin."""
+        if self._copied_KBTM is not None:
+            torch.ops.krakenlm.hold_back(x_SBTD, self._copied_KBTM)
+            self._copied_KBTM = None
 
     def wrap(self, index: int, block: Block) -> Block:
         """A block that lets this Reducer know what was computed last."""
@@ -219,6 +240,7 @@ class _WatchedBlock(WrappedBlock):
         self._reducer = reducer
 
     def compute(self, part: Part, function: Callable[[Tensor], Tensor], x_SBTD: Tensor) -> Tensor:
+        self._reducer.hold_back(x_SBTD)
         branches_KBTD = function(x_SBTD)
         self._reducer.computed_KBTD = branches_KBTD
         return branches_KBTD

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from krakenlm.config import ModelConfig, Rule, derive, finest_layout, model_config
+from krakenlm.config import ModelConfig, Rule, WiringName, derive, finest_layout, model_config
 from krakenlm.errors import KrakenError
 from krakenlm.strict import check_types, from_plain, refuse_unknown
 from krakenlm.utf8 import read_utf8
@@ -25,8 +25,10 @@ class _Derivation:
 
     sublayers: int
     rule: Rule = "published"
+    wiring: WiringName | None = None
     head_dim: int = 0
     kv_heads: int = 0
+    message_parts: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,7 +242,7 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
 
     ``base`` names a size, and all other keys are fields of ``ModelConfig``. A table ``derive``
     turns that standard model into its Kraken match: ``sublayers``, and as `krakenlm derive` takes
-    them ``rule``, ``head_dim`` and ``kv_heads``.
+    them ``rule``, ``wiring``, ``head_dim``, ``kv_heads`` and ``message_parts``.
     """
     fields = dict(table)
     base, derivation = fields.pop("base", None), fields.pop("derive", None)
@@ -260,8 +262,10 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
         config,
         wanted.sublayers,
         rule=wanted.rule,
+        wiring=wanted.wiring,
         head_dim=wanted.head_dim,
         kv_heads=wanted.kv_heads,
+        message_parts=wanted.message_parts,
     )
 
 
