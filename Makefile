@@ -55,7 +55,7 @@ $(OLDEST_VENV)/.installed: pyproject.toml | $(OLDEST_VENV)/bin/pip
 	$(OLDEST_VENV)/bin/pip install -q -c $(OLDEST_VENV)/lowest.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-demo: $(VENV)/.installed  ## train Kraken and its GPT-2-style twin on text, split and time them (TEXT=FILE... to choose the text)
+demo: $(VENV)/.installed  ## train three small models, time every wiring over three links, say what to choose (TEXT=FILE... to choose the text)
 	$(BIN)/krakenlm demo $(if $(TEXT),--text $(TEXT)) --out $(DEMO)
 
 bench: $(VENV)/.installed  ## measure what docs/latency.md shows, about 40 minutes (VLLM_PYTHON=... to measure vLLM too)

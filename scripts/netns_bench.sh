@@ -4,7 +4,8 @@ set -euo pipefail
 
 # A burst below 64 KB, the largest packet that TCP hands down, makes tbf cut packets up within the
 # sender's own system call, which then lasts as long as the message takes. A larger one lets more
-# pass at full speed after a pause than a link of that rate would.
+# pass at full speed after a pause than a link of that rate would. krakenlm/ranks/namespaces.py makes
+# the same link for the demo.
 readonly RANKS=${RANKS:-2} BURST=${BURST:-80kb} DELAY=${DELAY:-}
 readonly COMMANDS=${COMMANDS:-$RANKS}
 # The namespaces see nothing but each other: constants cannot collide with the machine's networks.

@@ -175,7 +175,7 @@ def training(start: Callable[..., Running], folder: Path, data: Path) -> Running
 def test_ctrl_c_while_the_demo_trains(start, tmp_path):
     (tmp_path / "text.txt").write_text(tiny.text(8000), encoding="utf-8")
     running = start("demo", "--text", "text.txt", "--out", "demo", "--steps", 100_000)
-    running.wait_for(lambda: re.search(r"training kraken .* [1-9]\d*/100000", running.terminal))
+    running.wait_for(lambda: re.search(r"training standard .* [1-9]\d*/100000", running.terminal))
     running.send(signal.SIGINT)
     assert running.end() == 130
     assert running.messages[-1] == INTERRUPTED
@@ -184,7 +184,7 @@ def test_ctrl_c_while_the_demo_trains(start, tmp_path):
     assert 0 <= hidden < shown  # the terminal has its cursor back
     assert_nothing_half_written(tmp_path / "demo")
     assert (tmp_path / "demo" / "data" / "manifest.json").is_file()
-    assert not (tmp_path / "demo" / "runs" / "kraken" / "model").exists()
+    assert not (tmp_path / "demo" / "runs" / "standard" / "model").exists()
 
 
 @pytest.mark.slow

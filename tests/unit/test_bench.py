@@ -20,10 +20,16 @@ from krakenlm.bench import figures
 from krakenlm.bench.allreduce import AllReduceReport, Sum
 from krakenlm.bench.breakdown import Stopwatch, measure_breakdown
 from krakenlm.bench.chrome_trace import chrome_trace
-from krakenlm.bench.figures import draw_breakdowns, draw_latencies, draw_losses, draw_timelines
+from krakenlm.bench.figures import (
+    draw_breakdowns,
+    draw_latencies,
+    draw_links,
+    draw_losses,
+    draw_timelines,
+)
 from krakenlm.bench.models import Contender, contenders
 from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency
-from krakenlm.bench.runner import Runner, Timing, interleaved
+from krakenlm.bench.runner import Runner, Sums, Timing, interleaved
 from krakenlm.bench.summary import Facts, hidden_share, hideable_share, summarise
 from krakenlm.bench.tables import breakdown_table, latency_table
 from krakenlm.config import WiringName, count_parameters, derive, model_config
@@ -181,16 +187,13 @@ def test_shares_of_communication(exposed, communication, hideable, hidden, of_hi
     assert hideable_share(exposed, communication, hideable) == of_hideable
 
 
-def timing(model: int, ttft: float, **changes: float) -> Timing:
-    values = {
-        "latency": ttft + 0.02,
-        "no_comm_ttft": 0.008,
-        "no_comm_tpot": 0.004,
-        "communication": 0.010,
-        "hideable": 0.008,
-        "largest": 0.001,
-    }
-    return Timing(model, ttft, **{**values, **changes})
+SUMS = Sums(communication=0.010, hideable=0.008, largest=0.001)
+
+
+def timing(
+    model: int, ttft: float, latency: float | None = None, alone: Sums | None = SUMS
+) -> Timing:
+    return Timing(model, ttft, latency or ttft + 0.02, 0.008, 0.004, alone)
 
 
 def test_rounds_become_medians_in_milliseconds_against_standard():
@@ -223,12 +226,21 @@ def test_rounds_become_medians_in_milliseconds_against_standard():
 
 def test_without_a_standard_model_or_later_tokens_there_is_less_to_say():
     kraken = Contender(config=derive(model_config("124M"), 2), label="k")
-    timings = [timing(0, 0.01, latency=0.01, communication=0.0, hideable=0.0)] * 2
+    timings = [timing(0, 0.01, latency=0.01, alone=Sums(0.0, 0.0, 0.0))] * 2
     (result,) = summarise([kraken], [Facts(0, 0, (2,))], timings, 1)
     assert (result.speedup, result.speedup_spread, result.tpot_speedup) == (None, None, None)
     assert (result.tpot_ms, result.no_comm_tpot_ms) == (None, None)
     assert (result.communication_ms, result.hidden_share) == (None, None)
     assert result.latency_ms == result.ttft_ms
+
+
+def test_without_the_sums_alone_nothing_is_said_of_what_is_hidden():
+    standard = Contender(config=model_config("124M"), label="s")
+    timings = [timing(0, 0.01, alone=None)] * 2
+    (result,) = summarise([standard], [Facts(24, 512, (1, 1))], timings, 6)
+    assert (result.allreduce_ms, result.communication_ms) == (None, None)
+    assert (result.hidden_share, result.hideable_share) == (None, None)
+    assert (result.exposed_ms.median, result.speedup) == (pytest.approx(2.0), 1.0)
 
 
 def test_models_take_turns():
@@ -683,6 +695,18 @@ def test_first_tokens_alone_are_one_panel(tmp_path, drawn):
     draw_latencies(bare(made_up()), tmp_path / "latencies.png")
     (axes,) = drawn[0].axes
     assert [text.get_text() for text in axes.texts][:1] == ["20.0 ms"]
+
+
+def test_links_are_panels_in_their_order(tmp_path, drawn):
+    results = [replace(result, ttft_ms=around(7.0)) for result in made_up().results]
+    links = {"slow": made_up(), "fast": made_up(results=tuple(results))}
+    draw_links(links, tmp_path / "links.png")
+    assert size_of_png(tmp_path / "links.png")[0] > 500
+    axes = drawn[0].axes
+    assert [each.get_title(loc="left") for each in axes] == ["slow", "fast"]
+    assert [bar.get_width() for bar in axes[0].patches] == [20, 4, 16, 4, 12, 4, 10, 4]
+    assert [bar.get_width() for bar in axes[1].patches] == [7, 4] * 4
+    assert "10.0 ms, 2.00x" in [text.get_text() for text in axes[0].texts]
 
 
 def test_breakdowns_are_stacked(tmp_path, drawn):

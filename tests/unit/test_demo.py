@@ -1,6 +1,7 @@
 """The demo's own text, its folder, and the whole of it on a tiny text."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,14 +18,20 @@ import pytest
 
 import tiny
 from krakenlm.bench import figures
-from krakenlm.config import ModelConfig, WiringName, count_parameters, derive
+from krakenlm.bench.results import LatencyReport, ModelLatency
+from krakenlm.config import WIRINGS, ModelConfig, count_parameters, derive, model_config
 from krakenlm.data.manifest import Manifest
-from krakenlm.demo import own_text, report, run, steps
+from krakenlm.demo import own_text, report, run, steps, timing
+from krakenlm.demo.outcome import Outcome, Over
 from krakenlm.demo.own_text import python_installation_text
-from krakenlm.demo.plan import DEVICES, Plan
+from krakenlm.demo.plan import DEVICES, RECOMMENDED, WIRES, Plan, Wire
 from krakenlm.demo.run import run_demo
 from krakenlm.demo.steps import claim_folder
+from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
+from krakenlm.ranks.namespaces import Namespace, NoNamespacesError
+from krakenlm.spread import Quantiles
+from krakenlm.transport.links import Link
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
 
@@ -70,17 +77,30 @@ def test_an_installation_without_source_is_refused(tmp_path, monkeypatch):
 # --- the plan ----------------------------------------------------------------------------------
 
 
-def test_the_twins_have_as_many_parameters_and_see_the_same_tokens(tmp_path):
+def test_the_models_have_as_many_parameters_and_see_the_same_tokens(tmp_path):
     plan = Plan(out=tmp_path)
-    models = plan.models(4096)
-    assert set(models) == {"standard", "parallel", "ladder", "kraken"}
-    assert all(config.wiring == wiring for wiring, config in models.items())
-    standard = count_parameters(models["standard"])
-    assert abs(count_parameters(models["kraken"]) / standard - 1) < 0.01
-    assert models["kraken"].num_sublayers == DEVICES
-    recipes = [plan.recipe(wiring, 4096) for wiring in steps.TRAINED]
-    assert recipes[0].training == recipes[1].training
-    assert recipes[0].data == recipes[1].data and recipes[0].output != recipes[1].output
+    assert plan.trained == ("standard", "kraken", RECOMMENDED)
+    recipes = [plan.recipe(wiring, 4096) for wiring in plan.trained]
+    standard, kraken, recommended = (recipe.model for recipe in recipes)
+    assert kraken == derive(standard, DEVICES)
+    assert recommended == derive(standard, DEVICES, rule="shared")
+    counts = [count_parameters(recipe.model) for recipe in recipes]
+    assert counts == pytest.approx([counts[0]] * 3, rel=0.01)
+    assert len({recipe.output for recipe in recipes}) == 3
+    assert all(recipe.training == recipes[0].training for recipe in recipes)
+    assert {recipe.data for recipe in recipes} == {plan.data}
+
+
+def test_every_wiring_is_timed_at_a_size_that_makes_a_link_matter(tmp_path):
+    plan = Plan(out=tmp_path)
+    assert list(plan.timed)[:3] == list(plan.trained) and set(plan.timed) == set(WIRINGS)
+    assert plan.timed["standard"] == model_config("124M")
+    assert all(config.wiring == wiring for wiring, config in plan.timed.items())
+    assert [wire.title for wire in plan.wires] == ["one host", "1 Gbit/s", "100 Mbit/s"]
+    for wire, gbps in zip(plan.wires[1:], (1, 0.1), strict=True):
+        assert wire.emulated.gbps == gbps
+        assert wire.rate == f"{1000 * gbps:.0f}mbit" or (wire.rate, gbps) == ("1gbit", 1)
+    assert sum(wire.record for wire in plan.wires) == 1
 
 
 # --- the folder --------------------------------------------------------------------------------
@@ -130,6 +150,16 @@ def change_text(text: Path, plan: Plan) -> tuple[Plan, list[Path]]:
     return plan, [text]
 
 
+def earlier_plan(text: Path, plan: Plan) -> tuple[Plan, list[Path]]:
+    """As the demo of two models left its folder."""
+    inputs = plan.out / "inputs.json"
+    state = json.loads(inputs.read_text())
+    old = {"out": None, "steps": 400, "vocab_size": 4096, "repetitions": 60, "prompt_tokens": 192}
+    inputs.write_text(json.dumps({**state, "plan": old}))
+    (plan.out / "first_token.json").write_text("{}")
+    return plan, [text]
+
+
 def touch_text(text: Path, plan: Plan) -> tuple[Plan, list[Path]]:
     os.utime(text, (1, 1))
     return plan, [text]
@@ -145,14 +175,15 @@ def another_plan(text: Path, plan: Plan) -> tuple[Plan, list[Path]]:
     return dataclasses.replace(plan, steps=7), [text]
 
 
-@pytest.mark.parametrize("change", [change_text, touch_text, another_text, another_plan])
+@pytest.mark.parametrize(
+    "change", [change_text, touch_text, another_text, another_plan, earlier_plan]
+)
 def test_other_text_or_settings_begin_anew(tmp_path, text, change, capfd):
     plan = Plan(out=tmp_path / "demo")
     claim_folder(plan, [text])
-    data = made(plan)
+    made(plan)
     claim_folder(*change(text, plan))
-    assert not data.exists()
-    assert (plan.out / "inputs.json").is_file()
+    assert [path.name for path in plan.out.iterdir()] == ["inputs.json"]
     assert "beginning anew" in capfd.readouterr().err
 
 
@@ -223,14 +254,13 @@ class TinyPlan(Plan):
             max_position_embeddings=80,
         )  # fmt: skip
 
-    def models(self, vocab_size: int) -> dict[WiringName, ModelConfig]:
-        models = super().models(vocab_size)
-        assert models["kraken"] == derive(self.standard(vocab_size), DEVICES)
-        return models
+    def timed_standard(self) -> ModelConfig:
+        return self.standard(300)
 
 
 def tiny_plan(out: Path, **changes: object) -> Plan:
-    plan = TinyPlan(out=out, steps=3, vocab_size=300, repetitions=3, prompt_tokens=16)
+    wires = tuple(replace(wire, rounds=2, warm_up=0) for wire in WIRES)
+    plan = TinyPlan(out=out, steps=3, vocab_size=300, wires=wires, prompt_tokens=16)
     return replace(plan, **changes)
 
 
@@ -270,7 +300,7 @@ def demo(said) -> tuple[Plan, Path]:
 @pytest.mark.dist
 def test_no_library_warns(said):
     _, _, output = said
-    assert "Quality: validation text" in output  # all was said, of processes that it started too
+    assert "\nChoose " in output  # all was said, of processes that it started too
     suspicious = [
         line
         for line in output.splitlines()
@@ -316,7 +346,7 @@ def test_the_page_stands_alone(demo):
     source = (plan.out / "report.html").read_text(encoding="utf-8")
     page = Page(source)
     assert len(page.loads) == 3
-    for loaded, name in zip(page.loads, ("losses", "first_token", "timeline"), strict=True):
+    for loaded, name in zip(page.loads, ("first_token", "losses", "timeline"), strict=True):
         kind, _, data = loaded.partition(",")
         assert kind == "data:image/png;base64"
         picture = base64.b64decode(data, validate=True)
@@ -329,66 +359,86 @@ def test_the_page_stands_alone(demo):
 
 
 @pytest.mark.dist
-def test_a_model_s_text_is_text_on_the_page(demo, tmp_path, monkeypatch):
+def test_what_a_machine_says_of_itself_is_text_on_the_page(demo, tmp_path, monkeypatch):
     plan, text = demo
     kept = []
     monkeypatch.setattr(run, "write_report", lambda findings, out: kept.append(findings) or out)
     run_demo(plan, [text])
     (findings,) = kept
-    answer = "<script>alert(1)</script></pre> & {{ 7 * 6 }} {% raw %} $seen \"'"
-    environment = replace(findings.latency.environment, machine="<b>CPU</b>")
-    findings = replace(
-        findings,
-        sample=replace(findings.sample, answer=answer),
-        latency=replace(findings.latency, environment=environment),
-    )
+    environment = replace(findings.latencies[0].environment, machine="<script>1</script> {{ 6 }}")
+    first = replace(findings.latencies[0], environment=environment)
+    findings = replace(findings, latencies=[first, *findings.latencies[1:]])
     page = Page(report.write_report(findings, tmp_path).read_text(encoding="utf-8"))
-    assert findings.sample.prompt + answer in page.said
-    assert "<b>CPU</b>, " in page.said
+    assert "<script>1</script> {{ 6 }}, " in page.said
     assert "script" not in page.tags
 
 
 @pytest.mark.dist
-def test_the_numbers_are_the_same_everywhere(demo, capfd):
+def test_the_numbers_are_the_same_everywhere(said, demo):
     plan, _ = demo
     found = json.loads((plan.out / "results.json").read_text())
     page = Page((plan.out / "report.html").read_text(encoding="utf-8"))
-    rows = {row[0]: row for row in page.rows if len(row) == 5}
-    for wiring in ("kraken", "standard"):
-        score = found["perplexity"][wiring]
+    scores, standard = found["perplexity"], found["perplexity"]["standard"]["perplexity"]
+    models = [row for row in page.rows if row[1] == f"{plan_parameters(found, row[0]):,}"]
+    assert [row[0] for row in models] == list(plan.trained) == list(found["training"])
+    for wiring, *shown in models:
         history = json.loads((plan.run(wiring) / "history.json").read_text())
         assert found["training"][wiring] == history
-        assert rows[wiring] == [
-            wiring, f"{history['parameters']:,}", f"{score['loss']:.4f}",
-            f"{score['perplexity']:.2f}", f"{score['bits_per_byte']:.4f}",
-        ]  # fmt: skip
-    latency = found["first_token"]
-    assert latency == json.loads((plan.out / "first_token.json").read_text())
-    assert [result["wiring"] for result in latency["results"]] == list(plan.models(300))
-    rows = {row[0]: row for row in page.rows if len(row) == 6}
-    assert latency["schema_version"] == 3 and latency["results"][0]["speedup"] == 1.0
-    for result in latency["results"]:
-        median, speedup = result["ttft_ms"]["median"], result["speedup"]
-        shown = rows[result["wiring"]]
-        assert shown[1] == f"{median:.2f}"
-        assert shown[2] == f"{result['ttft_ms']['p10']:.2f} to {result['ttft_ms']['p90']:.2f}"
-        assert shown[3] == f"{result['no_comm_ttft_ms']['median']:.2f}"
-        assert shown[4] == f"{speedup:.2f}x"
-        assert float(shown[5].rstrip("%")) == pytest.approx(100 * (1 / speedup - 1), abs=0.06)
-    assert (latency["iterations"], latency["devices"]) == (3, 2)
+        score = scores[wiring]
+        values = (score["loss"], score["perplexity"], score["bits_per_byte"])
+        assert list(map(float, shown[1:])) == pytest.approx(values, abs=0.006)
+    outcome = Outcome.load(plan.out)
+    rows = {row[0]: row[1:] for row in page.rows if row[0] in WIRINGS and row not in models}
+    assert list(rows) == list(plan.timed)
+    for wiring, (quality, *speeds) in rows.items():
+        if wiring in scores:
+            percent = 100 * (scores[wiring]["perplexity"] / standard - 1)
+            relative = "" if wiring == "standard" else f", {percent:+.1f} %"
+            assert quality == f"{scores[wiring]['perplexity']:.1f}{relative}"
+        else:
+            assert quality == ""
+        for shown, wire in zip(speeds, plan.wires, strict=True):
+            result = LatencyReport.load(plan.first_token(wire)).results[list(rows).index(wiring)]
+            spread = result.speedup_spread
+            assert shown.startswith(f"{result.ttft_ms.median:.2f} ms")
+            ratio = f", {result.speedup:.2f}x ({spread.p10:.2f}–{spread.p90:.2f})"
+            assert shown.endswith("ms" if wiring == "standard" else ratio)
+    for words in (page.said, " ".join(said[2].split())):
+        assert outcome.sentence() in words
     assert f"{found['data']['train_tokens']:,} tokens in all" in page.said
-    sample = found["sample"]
-    assert sample["greedy_tokens_agree"] is True and sample["greedy_tokens"] == 32
+    assert found["greedy_tokens"] == {"tokens": 32, "agree": True}
     assert "Greedy tokens from one and from two processes are the same (32 compared)" in page.said
-    assert sample["prompt"] + sample["answer"] in page.said
+    assert "Greedy tokens from one and from two processes: the same (32 compared)\n" in said[2]
     assert found["data"]["sources"] == ["text.txt"]
+
+
+def plan_parameters(found: dict, wiring: str) -> int:
+    return found["training"].get(wiring, {"parameters": -1})["parameters"]
+
+
+@pytest.mark.dist
+def test_each_link_is_what_it_is_said_to_be(said):
+    plan, _, output = said
+    for wire in plan.wires:
+        measured = LatencyReport.load(plan.first_token(wire))
+        assert (measured.iterations, measured.devices, measured.dtype) in (
+            (2, DEVICES, "bfloat16"),
+            (2, DEVICES, "float32"),
+        )
+        if wire.rate is None:
+            assert (measured.link, measured.transport) == ("real", "shared-memory")
+        elif f"{wire.title}: a real link between two network namespaces\n" in output:
+            assert (measured.link, measured.transport) == ("real", "sockets")
+        else:
+            assert f"{wire.title}: an emulated link, since" in output
+            assert measured.link == f"emulated: {wire.emulated}"
 
 
 @pytest.mark.dist
 def test_the_timeline_shows_every_wiring(demo):
     plan, _ = demo
     timelines = json.loads((plan.out / "timelines.json").read_text())
-    for wiring, config in plan.models(300).items():
+    for wiring, config in plan.timed.items():
         events = [event for event in timelines[wiring] if event[1] == 0]
         sums = [event for event in events if event[0] == "AllReduce"]
         assert len(sums) == config.traits.allreduces(config.num_hidden_layers)
@@ -403,7 +453,7 @@ def never(*arguments, **keywords):
 def test_a_second_run_reuses_everything(demo, monkeypatch, capfd):
     plan, text = demo
     monkeypatch.setattr(steps, "prepare", never)
-    monkeypatch.setattr(steps.latency, "measure", never)
+    monkeypatch.setattr(timing, "measure", never)
     monkeypatch.setattr("krakenlm.train.trainer._make_trainer", never)
     before = tiny.snapshot(plan.out)
     times = {path: path.stat().st_mtime_ns for path in (plan.out / "runs").rglob("*")}
@@ -413,14 +463,9 @@ def test_a_second_run_reuses_everything(demo, monkeypatch, capfd):
     assert {path: path.stat().st_mtime_ns for path in times} == times
     captured = capfd.readouterr()
     notes = " ".join(captured.err.split())
-    assert notes.count("trained already, nothing to do") == 2
-    assert "measured already" in notes and "tokens are there already" in notes
-    # What is printed are the numbers of the file.
-    found = json.loads((plan.out / "results.json").read_text())
-    for result in found["first_token"]["results"]:
-        assert f"{result['ttft_ms']['median']:.2f}" in captured.out
-    for score in found["perplexity"].values():
-        assert f"{score['perplexity']:.2f}" in captured.out
+    assert notes.count("trained already, nothing to do") == 3
+    assert notes.count("measured already") == 3 and "tokens are there already" in notes
+    assert Outcome.load(plan.out).sentence() in " ".join(captured.out.split())
 
 
 @pytest.mark.dist
@@ -442,13 +487,13 @@ def test_a_changed_text_begins_anew(demo, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "score_models", scored)
-    monkeypatch.setattr(run, "write_sample", interrupted)
+    monkeypatch.setattr(run, "compare_tokens", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_demo(plan, [changed])
     assert {path.name for path in plan.out.iterdir()} == {"inputs.json", "data", "runs"}
     manifest = Manifest.load(plan.data)
     assert [source.bytes for source in manifest.sources] == [changed.stat().st_size]
-    for wiring in steps.TRAINED:
+    for wiring in plan.trained:
         folders = [each.run(wiring) for each in (finished, plan)]
         before, after = (json.loads((each / "recipe.json").read_text()) for each in folders)
         assert after["data_sha256"]["train"] == manifest.splits.train.sha256
@@ -488,3 +533,146 @@ def test_a_picture_that_cannot_be_drawn_leaves_no_half_of_it(tmp_path, monkeypat
         report.write_report(Findings(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["losses.png", "results.json"]
     assert (tmp_path / "losses.png").read_bytes() == b"whole"
+
+
+# --- a link that a machine does not have -------------------------------------------------------
+
+
+def setup_over(wire: Wire, plan: Plan, monkeypatch) -> timing.Setup:
+    """How a link would be measured."""
+    asked = []
+
+    def stop(contenders, setup, **_):
+        asked.append(setup)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing, "measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        timing.time_links(replace(plan, wires=(wire,)))
+    return asked[0]
+
+
+def test_where_no_namespaces_can_be_made_the_link_is_emulated(tmp_path, monkeypatch, capfd):
+    def forbidden(rate):
+        raise NoNamespacesError("unshare failed: Operation not permitted")
+
+    monkeypatch.setattr(timing, "linked_namespaces", forbidden)
+    setup = setup_over(WIRES[2], tiny_plan(tmp_path), monkeypatch)
+    assert (setup.link, setup.places) == (Link(gbps=0.1, latency_us=50), None)
+    assert (
+        "100 Mbit/s: an emulated link, since network namespaces cannot be made here: unshare "
+        "failed: Operation not permitted\n" in capfd.readouterr().err
+    )
+
+
+def test_where_they_can_be_made_the_link_is_real_and_is_given_back(tmp_path, monkeypatch, capfd):
+    places = tuple(Namespace(holder=1, interface=f"kr{i}", of_user=False) for i in range(2))
+    did = []
+
+    @contextlib.contextmanager
+    def made(rate):
+        did.append(rate)
+        try:
+            yield places
+        finally:
+            did.append("ended")
+
+    monkeypatch.setattr(timing, "linked_namespaces", made)
+    setup = setup_over(WIRES[1], tiny_plan(tmp_path), monkeypatch)
+    assert (setup.link, setup.places, setup.record) == (None, places, True)
+    assert did == ["1gbit", "ended"]
+    assert "1 Gbit/s: a real link between two network namespaces\n" in capfd.readouterr().err
+
+
+def test_one_host_has_no_link(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "linked_namespaces", never)
+    setup = setup_over(WIRES[0], tiny_plan(tmp_path), monkeypatch)
+    assert (setup.link, setup.places, setup.input_len, setup.output_len) == (None, None, 16, 1)
+
+
+# --- what to choose ----------------------------------------------------------------------------
+
+NAMES = ("standard", "kraken", "shared", "lagged")
+
+
+def over(title: str, speedups: dict[str, tuple[float, float]], link: str = "real") -> Over:
+    """A link with the median and the 10th percentile of some speedups; others are level."""
+
+    def result(wiring: str) -> ModelLatency:
+        middle, low = speedups.get(wiring, (1.0, 1.0 if wiring == "standard" else 0.97))
+        ratios = Quantiles(median=middle, p10=low, p90=2 * middle - low)
+        ttft = Quantiles(median=200 / middle, p10=1.0, p90=300.0)
+        return ModelLatency(
+            wiring=wiring, label=wiring, parameters=1, ttft_ms=ttft, no_comm_ttft_ms=ttft,
+            speedup=middle, speedup_spread=ratios,
+        )  # fmt: skip
+
+    made_up = LatencyReport(
+        title="made up", devices=2, input_len=1, dtype="float32", iterations=2, link=link,
+        environment=Environment.here(cores=2), results=tuple(map(result, NAMES)),
+    )  # fmt: skip
+    return Over(title=title, where=f"at {title}", report=made_up)
+
+
+def outcome(kraken: float, shared: float, *links: Over) -> Outcome:
+    perplexities = {"standard": 100.0, "kraken": kraken, "shared": shared}
+    return Outcome(perplexities=perplexities, links=links)
+
+
+HOST = over("one host", {"kraken": (0.9, 0.88)})
+FAST = over("1 Gbit/s", {"kraken": (1.3, 1.2), "shared": (1.5, 1.45), "lagged": (1.6, 1.5)})
+SLOW = over("100 Mbit/s", {"kraken": (2.4, 2.3), "shared": (2.0, 1.9), "lagged": (2.1, 2.0)})
+
+
+def test_what_is_ahead_at_no_price_is_to_be_chosen():
+    assert outcome(110.0, 99.5, HOST, FAST, SLOW).sentence() == (
+        "Choose shared: its first token comes 1.50x as fast at 1 Gbit/s and 2.00x as fast at 100 "
+        "Mbit/s, with a perplexity 0.5 % below standard's; at one host it makes no difference "
+        "(1.00x, 0.97–1.03)."
+    )
+
+
+def test_what_is_ahead_everywhere_is_said_in_one_list():
+    here = over("one host", {"shared": (1.2, 1.1)})
+    assert (
+        "comes 1.20x as fast at one host, 1.50x as fast at 1 Gbit/s and 2.00x as fast at 100 "
+        "Mbit/s, with a perplexity 0.5 % below standard's."
+    ) in outcome(110.0, 99.5, here, FAST, SLOW).sentence()
+
+
+def test_another_wiring_is_to_be_chosen_where_the_numbers_say_so():
+    said = outcome(101.0, 99.5, HOST, FAST, SLOW).sentence()
+    assert said.startswith("Choose kraken: its first token comes 1.30x as fast at 1 Gbit/s and")
+    assert "with a perplexity 1.0 % above standard's; at one host it is slower (0.90x, 0" in said
+
+
+def test_what_costs_more_perplexity_than_is_tolerated_is_named_with_its_price():
+    assert outcome(110.0, 102.1, HOST, FAST, SLOW).sentence() == (
+        "Choose standard unless a sooner first token is worth its price: kraken's perplexity is "
+        "10.0 % above standard's and shared's perplexity is 2.1 % above standard's."
+    )
+
+
+def test_where_nothing_is_ahead_beyond_the_spread_that_is_said():
+    noisy = over("1 Gbit/s", {"shared": (1.4, 0.9), "lagged": (1.5, 1.4)})
+    said = outcome(110.0, 99.5, HOST, noisy).sentence()
+    assert said.startswith("Choose standard: in this run no trained wiring was ahead of it by more")
+    assert "quiet machine" in said and "shared" not in said
+
+
+def test_an_emulated_link_says_so_everywhere():
+    emulated = replace(SLOW, report=replace(SLOW.report, link="emulated: gbps=0.1,latency_us=50"))
+    found = outcome(110.0, 99.5, HOST, emulated)
+    assert found.headings == ("wiring", "perplexity", "one host", "100 Mbit/s (emulated)")
+    assert "2.00x as fast at 100 Mbit/s (emulated), with" in found.sentence()
+
+
+def test_the_table_has_blanks_where_nothing_was_trained():
+    rows = dict(outcome(110.0, 99.5, HOST, FAST).rows())
+    assert list(map(str, rows["standard"])) == ["100.0", "200.0 ms", "200.0 ms"]
+    assert str(rows["kraken"][0]) == "110.0, +10.0 %"
+    assert list(map(str, rows["lagged"])) == [
+        "",
+        "200.0 ms, 1.00x (0.97–1.03)",
+        "125.0 ms, 1.60x (1.50–1.70)",
+    ]

@@ -91,9 +91,9 @@ def test_every_command_has_a_section_with_its_options():
 
 
 @pytest.mark.parametrize("page", publish_demo.PAGES, ids=lambda page: page.name)
-def test_what_the_pages_say_the_demo_printed_is_what_it_printed(page):
+def test_what_the_pages_say_the_demo_found_is_what_it_found(page):
     text = page.read_text(encoding="utf-8")
-    assert markers.names(text) == ["demo-output"]
+    assert markers.names(text) == ["demo"]
     assert text == markers.filled(text, publish_demo.TABLES), "run scripts/publish_demo.py --draw"
 
 

@@ -250,21 +250,17 @@ def test_the_first_run_of_a_scenario_replaces_those_of_another_time(
 def test_the_demo_s_findings_replace_the_earlier_ones_as_a_whole(
     tmp_path, monkeypatch, fake_krakenlm
 ):
-    more = "Path('demo').mkdir(); print('found'); "
+    more = "Path('demo').mkdir(); "
     more += f"[Path('demo', file).write_text(file) for file in {publish_demo.KEPT}]"
     fake_krakenlm(tmp_path, more)
-    monkeypatch.setattr(publish_demo, "RESULTS", tmp_path / "results")
     kept = tmp_path / "results" / "demo"
+    monkeypatch.setattr(publish_demo, "SHOWN", kept)
     kept.mkdir(parents=True)
     (kept / "stale.png").touch()
     texts = [Path("texts/a.txt"), Path("texts/b.txt")]
-    publish_demo.publish(Namespace(name="demo", text=texts))
-    assert {path.name for path in kept.iterdir()} == {
-        *publish_demo.KEPT,
-        "output.txt",
-        "steps.json",
-    }
-    assert (kept / "output.txt").read_text() == "found\n"
+    publish_demo.publish(Namespace(text=texts))
+    assert {path.name for path in kept.iterdir()} == {*publish_demo.KEPT, "steps.json"}
+    assert (kept / "results.json").read_text() == "results.json"
     assert steps(kept)["steps"][0]["command"] == "krakenlm demo --text a.txt b.txt"
 
 

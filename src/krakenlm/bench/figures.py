@@ -95,11 +95,36 @@ def draw_latencies(report: LatencyReport, target: Path) -> None:
     _save(figure, target)
 
 
+def draw_links(reports: Mapping[str, LatencyReport], target: Path) -> None:
+    """Time to first token over several links: a panel a link, a bar a model.
+
+    Args:
+        reports: of the same models in the same order, by what the panels are called.
+        target: the PNG.
+    """
+    first = next(iter(reports.values()))
+    height = 1.6 + 0.32 * len(first.results)
+    figure = Figure(figsize=(11, height), layout="constrained")
+    columns = figure.subplots(1, len(reports), squeeze=False, sharey=True)[0]
+    colours = [WIRING_COLOURS[result.wiring] for result in first.results]
+    for axes, (link, report) in zip(columns, reports.items(), strict=True):
+        bars = [(r.ttft_ms, r.no_comm_ttft_ms) for r in report.results]
+        _draw_bars(axes, bars, colours, [r.speedup for r in report.results], room=1.9)
+        axes.set_title(link, loc="left", fontsize=10)
+        axes.set_xlabel("time to first token, ms", fontsize=9)
+    names = [result.name for result in first.results]
+    columns[0].set_yticks(range(len(names)), names)
+    columns[0].invert_yaxis()
+    figure.suptitle(f"{first.title}\ndark: without communication; line: p10 to p90", fontsize=8)
+    _save(figure, target)
+
+
 def _draw_bars(
     axes: Axes,
     bars: Sequence[tuple[Quantiles, Quantiles | None]],
     colours: Sequence[str],
     speedups: Sequence[float | None],
+    room: float = 1.5,
 ) -> None:
     for row, ((whole, bound), colour) in enumerate(zip(bars, colours, strict=True)):
         axes.barh(row, whole.median, color=colour, alpha=0.45)
@@ -121,7 +146,7 @@ def _draw_bars(
             textcoords="offset points",
             fontsize=8,
         )
-    axes.set_xlim(right=1.5 * max(whole.p90 for whole, _ in bars))
+    axes.set_xlim(right=room * max(whole.p90 for whole, _ in bars))
 
 
 def draw_breakdowns(report: LatencyReport, target: Path) -> None:

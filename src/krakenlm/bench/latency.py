@@ -26,6 +26,7 @@ from krakenlm.model.shard import split
 from krakenlm.ranks.devices import DeviceType, check_device, check_dtype, check_threads, name_of
 from krakenlm.ranks.failures import REPORT
 from krakenlm.ranks.launch import Rank, launch
+from krakenlm.ranks.namespaces import Namespace
 from krakenlm.ranks.placement import Placement, check_placement
 from krakenlm.transport.connect import Transport
 from krakenlm.transport.links import Link
@@ -55,6 +56,9 @@ class Setup:
         tensor_parallel: ranks that share each Kraken sub-layer.
         record: also record the events of one prefill of each model.
         breakdown: also measure what a prefill consists of.
+        sums_alone: also measure the sums of a prefill without compute, which takes long on a slow
+            link; what is hidden is known only with that.
+        places: network namespaces for the ranks to live in (see ``krakenlm.ranks.namespaces``).
     """
 
     devices: int = 2
@@ -73,6 +77,8 @@ class Setup:
     tensor_parallel: int = 1
     record: bool = False
     breakdown: bool = False
+    sums_alone: bool = True
+    places: tuple[Namespace, ...] | None = None
 
     @property
     def rounds(self) -> int:
@@ -134,6 +140,7 @@ def measure(
         on_message=heard,
         device_type=setup.device,
         threads=setup.threads,
+        places=setup.places,
     )
     if heard.start is None:
         return None
@@ -303,7 +310,9 @@ def _make_runners(
         else:
             engine = engine.with_connections(engine.connections)
             engine.options = options
-        runners.append(Runner(index, engine, prompts, setup.output_len))
+        runners.append(
+            Runner(index, engine, prompts, setup.output_len, sums_alone=setup.sums_alone)
+        )
     return runners
 
 

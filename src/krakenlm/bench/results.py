@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from krakenlm.config import WiringName
 from krakenlm.environment import Environment
 from krakenlm.spread import Quantiles
 from krakenlm.strict import read_report
 
 SCHEMA_VERSION = 3
 REAL_LINK = "real"
-BASELINE = "standard"
+BASELINE: WiringName = "standard"
 """The wiring that speedups are over."""
 
 PART_NAMES = {

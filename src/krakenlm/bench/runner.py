@@ -34,6 +34,20 @@ class Message(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Sums(NamedTuple):
+    """Seconds of a prefill's sums, begun and awaited with nothing in between, on the slowest rank.
+
+    Attributes:
+        communication: all of them, one after the other.
+        hideable: those of them that have compute to hide behind.
+        largest: the largest one.
+    """
+
+    communication: float
+    hideable: float
+    largest: float
+
+
 class Timing(NamedTuple):
     """Seconds of one model in one round.
 
@@ -43,9 +57,7 @@ class Timing(NamedTuple):
         latency: until the last one.
         no_comm_ttft: without communication, on the slowest rank, as all that follow.
         no_comm_tpot: the same for a token after the first; 0 where there is none.
-        communication: all of a prefill's sums, one after the other.
-        hideable: those of them that have compute to hide behind.
-        largest: the largest one.
+        alone: communication without compute; None where that was not asked for.
     """
 
     model: int
@@ -53,9 +65,7 @@ class Timing(NamedTuple):
     latency: float
     no_comm_ttft: float
     no_comm_tpot: float
-    communication: float
-    hideable: float
-    largest: float
+    alone: Sums | None = None
 
 
 class Runner:
@@ -66,15 +76,23 @@ class Runner:
         engine: this rank's part.
         prompts: the prompts of every run.
         output_len: tokens to generate for each.
+        sums_alone: whether a round times the communication alone too.
     """
 
     def __init__(
-        self, model: int, engine: Engine, prompts: Sequence[Sequence[int]], output_len: int
+        self,
+        model: int,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        output_len: int,
+        *,
+        sums_alone: bool = True,
     ) -> None:
         self.model = model
         self.engine = engine
         self.prompts = prompts
         self._output_len = output_len
+        self._sums_alone = sums_alone
         self._silent = engine.with_connections(without_communication(engine.shard))
         self.messages = self._messages_of_a_prefill()
         self._hideable = set(self._hideable_messages())
@@ -92,13 +110,9 @@ class Runner:
         ttft, latency = self._run(self.engine)
         silent_ttft, silent_latency = self._run(self._silent)
         silent_tpot = (silent_latency - silent_ttft) / max(outputs - 1, 1)
-        alone = self._communicate(self.messages)
-        hideable = sum(alone[i] for i in self._hideable)
-        largest = max(self.messages, key=lambda m: torch.Size(m.shape).numel(), default=None)
-        once = sum(self._communicate([largest])) if largest else 0.0
-        rank = self.engine.rank
-        slow = slowest(rank, silent_ttft, silent_tpot, sum(alone), hideable, once)
-        return Timing(self.model, ttft, latency, *slow)
+        silent_ttft, silent_tpot = slowest(self.engine.rank, silent_ttft, silent_tpot)
+        alone = self._sums() if self._sums_alone else None
+        return Timing(self.model, ttft, latency, silent_ttft, silent_tpot, alone)
 
     def record(self) -> list[Event]:
         """The events of all ranks in one prefill: of several, the one of median duration."""
@@ -135,6 +149,13 @@ class Runner:
             if self._output_len > 1:
                 last = now(rank)
         return first - start, last - start
+
+    def _sums(self) -> Sums:
+        alone = self._communicate(self.messages)
+        hideable = sum(alone[i] for i in self._hideable)
+        largest = max(self.messages, key=lambda m: torch.Size(m.shape).numel(), default=None)
+        once = sum(self._communicate([largest])) if largest else 0.0
+        return Sums(*slowest(self.engine.rank, sum(alone), hideable, once))
 
     def _communicate(self, messages: Sequence[Message]) -> list[float]:
         """Seconds of each sum, begun and awaited with nothing in between."""

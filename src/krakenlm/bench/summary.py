@@ -62,7 +62,8 @@ def _summarise_one(
     exposed = [r.ttft - r.no_comm_ttft for r in rounds]
     tpot = _tpot(rounds, output_len)
     ratios = [b.ttft / r.ttft for b, r in zip(baseline or (), rounds, strict=baseline is not None)]
-    communicates = facts.allreduces > 0
+    # Of all rounds or of none.
+    alone = [r.alone for r in rounds if facts.allreduces and r.alone is not None]
     return ModelLatency(
         wiring=contender.config.wiring,
         label=contender.label,
@@ -77,16 +78,16 @@ def _summarise_one(
         no_comm_tpot_ms=_milliseconds([r.no_comm_tpot for r in rounds]) if tpot else None,
         allreduces=facts.allreduces,
         message_bytes=facts.message_bytes,
-        allreduce_ms=_milliseconds([r.largest for r in rounds]) if communicates else None,
-        communication_ms=_milliseconds([r.communication for r in rounds]) if communicates else None,
+        allreduce_ms=_milliseconds([a.largest for a in alone]) if alone else None,
+        communication_ms=_milliseconds([a.communication for a in alone]) if alone else None,
         exposed_ms=_milliseconds(exposed),
         hidden_share=_median(
-            [hidden_share(e, r.communication) for e, r in zip(exposed, rounds, strict=True)]
+            [hidden_share(e, a.communication) for e, a in zip(exposed, alone, strict=False)]
         ),
         hideable_share=_median(
             [
-                hideable_share(e, r.communication, r.hideable)
-                for e, r in zip(exposed, rounds, strict=True)
+                hideable_share(e, a.communication, a.hideable)
+                for e, a in zip(exposed, alone, strict=False)
             ]
         ),
         speedup=statistics.median(ratios) if ratios else None,

@@ -17,9 +17,9 @@ def demo(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 400,
+    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 250,
 ) -> None:
-    """Train a Kraken and its twin, split them over two processes, time them, write a report."""
+    """Train three models, time all wirings over three links, and say what to choose."""
     from krakenlm.console import results
     from krakenlm.demo.plan import Plan
     from krakenlm.demo.run import run_demo

@@ -2,94 +2,105 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from krakenlm.bench.figures import draw_latencies, draw_losses, draw_timelines
+from krakenlm.bench.figures import draw_links, draw_losses, draw_timelines
+from krakenlm.bench.latency import Timelines
 from krakenlm.bench.results import LatencyReport
+from krakenlm.bench.tables import WIDTH
 from krakenlm.config import WiringName
-from krakenlm.console import results
+from krakenlm.console import console_for_tables, results
 from krakenlm.data.manifest import Manifest
-from krakenlm.demo.steps import Sample
-from krakenlm.engine.trace import Event
+from krakenlm.demo.outcome import Outcome, Over
+from krakenlm.demo.plan import Plan
+from krakenlm.demo.steps import Agreement
 from krakenlm.eval.perplexity import PerplexityResult
 from krakenlm.files import write_json, write_whole
 from krakenlm.train.run_folder import RunFolder
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_ROOM_FOR_ONE_LINE = 116
+_SCORE_HEADINGS = ("model", "parameters", "loss", "perplexity", "bits per byte")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything the report shows."""
+    """Everything the report shows; latencies are in the order of the plan's links."""
 
+    plan: Plan
     manifest: Manifest
     runs: dict[WiringName, RunFolder]
     scores: dict[str, PerplexityResult]
-    sample: Sample
-    latency: LatencyReport
-    timelines: dict[str, list[Event]]
+    agreement: Agreement
+    latencies: Sequence[LatencyReport]
+    timelines: Timelines
 
     @cached_property
     def histories(self) -> dict[str, Any]:
         """Losses of the trained models, by wiring."""
         return {w: json.loads(run.history.read_text("utf-8")) for w, run in self.runs.items()}
 
+    @property
+    def outcome(self) -> Outcome:
+        """The numbers that count."""
+        links = zip(self.plan.wires, self.latencies, strict=True)
+        return Outcome(
+            perplexities={wiring: score.perplexity for wiring, score in self.scores.items()},
+            links=[Over(title=w.title, where=w.where, report=report) for w, report in links],
+        )
+
 
 def write_report(findings: Findings, out: Path) -> Path:
     """Write results.json, the pictures and report.html; return the page."""
-    histories = findings.histories
-    write_json(out / "results.json", _as_json(findings, histories))
+    write_json(out / "results.json", _as_json(findings))
     pictures = {name: out / f"{name}.png" for name in ("losses", "first_token", "timeline")}
-    draw_losses(histories, pictures["losses"])
-    draw_latencies(findings.latency, pictures["first_token"])
+    draw_losses(findings.histories, pictures["losses"])
+    draw_outcome(findings.outcome, pictures["first_token"])
     draw_timelines(findings.timelines, pictures["timeline"])
     page = out / "report.html"
-    write_whole(page, _page(findings, histories, pictures))
+    write_whole(page, _page(findings, pictures))
     return page
 
 
+def draw_outcome(outcome: Outcome, target: Path) -> None:
+    """The first token over each link, as bars."""
+    draw_links({over.title + over.emulated: over.report for over in outcome.links}, target)
+
+
 def show(findings: Findings) -> None:
-    """Print the tables that the README shows."""
-    scores = Table(
-        title="Quality: validation text, both models trained on the same tokens",
+    """Print the last screen."""
+    outcome, agreement = findings.outcome, findings.agreement
+    console = console_for_tables(WIDTH)
+    narrow = console.width < _ROOM_FOR_ONE_LINE
+    table = Table(
+        title=f"Time to first token: {_timed(findings)}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    for heading in _SCORE_HEADINGS:
-        scores.add_column(heading, justify="left" if heading == "model" else "right")
-    for row in _score_rows(findings):
-        scores.add_row(*row)
-    results.print(scores)
-    sample = findings.sample
-    results.print("\nThe Kraken model on two processes (temperature 0.8, top-k 50):")
-    results.print(Text.assemble(sample.prompt, (sample.answer, "bold")))
-    verdict = "the same" if sample.greedy_tokens_agree else "NOT the same"
+    for heading in outcome.headings:
+        table.add_column(heading.replace(" (", "\n("), justify="right" if table.columns else "left")
+    for wiring, cells in outcome.rows():
+        table.add_row(wiring, *(cell.narrow if narrow else str(cell) for cell in cells))
+    console.print(table)
+    same = "the same" if agreement.agree else "NOT the same"
     results.print(
-        f"\nGreedy tokens from one and from two processes: {verdict} "
-        f"({sample.greedy_tokens} compared)\n"
+        f"Greedy tokens from one and from two processes: {same} ({agreement.tokens} compared)\n"
     )
-    latency = Table(title=f"Time to first token: {findings.latency.title}", title_justify="left")
-    for heading in _LATENCY_HEADINGS:
-        latency.add_column(heading, justify="left" if heading == "wiring" else "right")
-    for row in _latency_rows(findings.latency):
-        latency.add_row(*row)
-    results.print(latency)
+    results.print(outcome.sentence(), style="bold", markup=False)
 
 
-_SCORE_HEADINGS = ("model", "parameters", "loss", "perplexity", "bits per byte")
-_LATENCY_HEADINGS = (
-    "wiring",
-    "TTFT, ms",
-    "p10 to p90",
-    "no communication, ms",
-    "speedup",
-    "latency",
-)
+def _timed(findings: Findings) -> str:
+    report = findings.latencies[0]
+    return f"{report.title}, {report.dtype}"
 
 
 def _score_rows(findings: Findings) -> list[tuple[str, ...]]:
@@ -106,22 +117,8 @@ def _score_rows(findings: Findings) -> list[tuple[str, ...]]:
     ]
 
 
-def _latency_rows(report: LatencyReport) -> list[tuple[str, ...]]:
-    return [
-        (
-            result.wiring,
-            f"{result.ttft_ms.median:.2f}",
-            f"{result.ttft_ms.p10:.2f} to {result.ttft_ms.p90:.2f}",
-            f"{result.no_comm_ttft_ms.median:.2f}",
-            "" if result.speedup is None else f"{result.speedup:.2f}x",
-            "" if result.reduction_percent is None else f"{0.0 - result.reduction_percent:+.1f}%",
-        )
-        for result in report.results
-    ]
-
-
-def _as_json(findings: Findings, histories: dict[str, Any]) -> dict[str, Any]:
-    manifest = findings.manifest
+def _as_json(findings: Findings) -> dict[str, Any]:
+    manifest, plan = findings.manifest, findings.plan
     return {
         "data": {
             "sources": [Path(source.path).name for source in manifest.sources[:20]],
@@ -130,29 +127,37 @@ def _as_json(findings: Findings, histories: dict[str, Any]) -> dict[str, Any]:
             "train_tokens": manifest.splits.train.tokens,
             "validation_tokens": manifest.splits.validation.tokens,
         },
-        "training": histories,
+        "training": findings.histories,
         "perplexity": {wiring: score.to_json() for wiring, score in findings.scores.items()},
-        "sample": asdict(findings.sample),
-        "first_token": findings.latency.to_json(),
+        "greedy_tokens": asdict(findings.agreement),
+        "links": [
+            {"title": wire.title, "where": wire.where, "file": plan.first_token(wire).name}
+            for wire in plan.wires
+        ],
     }
 
 
-def _page(findings: Findings, histories: dict[str, Any], pictures: dict[str, Path]) -> str:
-    """The template filled; it escapes what it is given, so that a model's text stays text."""
+def _page(findings: Findings, pictures: dict[str, Path]) -> str:
+    """The template filled; it escapes what it is given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # loads a compiler
 
     loader = FileSystemLoader(_TEMPLATE.parent)
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    outcome, latencies = findings.outcome, findings.latencies
     page = templates.get_template(_TEMPLATE.name).render(
         manifest=findings.manifest,
-        tokens_seen=_tokens_seen(histories["kraken"]),
+        tokens_seen=_tokens_seen(next(iter(findings.histories.values()))),
+        sentence=outcome.sentence(),
+        headings=outcome.headings,
+        rows=[(wiring, *map(str, cells)) for wiring, cells in outcome.rows()],
         score_headings=_SCORE_HEADINGS,
         score_rows=_score_rows(findings),
-        sample=findings.sample,
-        latency=findings.latency,
-        latency_headings=_LATENCY_HEADINGS,
-        latency_rows=_latency_rows(findings.latency),
-        environment=findings.latency.environment,
+        agreement=findings.agreement,
+        timed=_timed(findings),
+        rounds=[report.iterations for report in latencies],
+        emulated=[over.report.link for over in outcome.links if over.emulated],
+        recorded=next(wire.where for wire in findings.plan.wires if wire.record),
+        environment=latencies[0].environment,
         pictures={name: _embedded(path) for name, path in pictures.items()},
     )
     return f"{page}\n"

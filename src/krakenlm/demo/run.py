@@ -5,16 +5,16 @@ from pathlib import Path
 
 from krakenlm.console import notes
 from krakenlm.demo.own_text import python_installation_text
-from krakenlm.demo.plan import Plan
+from krakenlm.demo.plan import RECOMMENDED, Plan
 from krakenlm.demo.report import Findings, show, write_report
 from krakenlm.demo.steps import (
     claim_folder,
+    compare_tokens,
     make_tokens,
     score_models,
-    time_first_token,
     train_models,
-    write_sample,
 )
+from krakenlm.demo.timing import time_links
 
 
 def run_demo(plan: Plan, texts: Sequence[Path]) -> Path:
@@ -30,20 +30,21 @@ def run_demo(plan: Plan, texts: Sequence[Path]) -> Path:
     claim_folder(plan, texts)
     notes.rule("1/5 text to tokens", align="left")
     manifest = make_tokens(plan, texts)
-    notes.rule("2/5 training Kraken and its standard twin", align="left")
+    notes.rule(f"2/5 training {', '.join(plan.trained)}", align="left")
     runs = train_models(plan, manifest)
     notes.rule("3/5 perplexity", align="left")
     scores = score_models(plan, runs)
-    notes.rule("4/5 generating on two processes", align="left")
-    sample = write_sample(plan, runs["kraken"].model)
+    notes.rule("4/5 one process against two", align="left")
+    agreement = compare_tokens(plan, runs[RECOMMENDED].model)
     notes.rule("5/5 timing the first token", align="left")
-    latency, timelines = time_first_token(plan, manifest)
+    latencies, timelines = time_links(plan)
     findings = Findings(
+        plan=plan,
         manifest=manifest,
         runs=runs,
         scores=scores,
-        sample=sample,
-        latency=latency,
+        agreement=agreement,
+        latencies=latencies,
         timelines=timelines,
     )
     page = write_report(findings, plan.out)

@@ -7,60 +7,41 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from krakenlm.bench import latency
-from krakenlm.bench.models import Contender
-from krakenlm.bench.results import LatencyReport
-from krakenlm.config import WiringName, count_parameters
-from krakenlm.console import notes, progress_bar
+from krakenlm.config import WiringName
+from krakenlm.console import notes
 from krakenlm.data.manifest import Manifest
 from krakenlm.data.text import check_files
-from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import open_split, prepare
 from krakenlm.demo.plan import DEVICES, Plan
 from krakenlm.engine.generation import Ranks, Request, Step, generate_tokens
 from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.sampling import Sampling
-from krakenlm.engine.trace import Event
 from krakenlm.errors import KrakenError
 from krakenlm.eval.perplexity import PerplexityResult, perplexity
 from krakenlm.files import write_json
 from krakenlm.train.run_folder import RunFolder
 from krakenlm.train.trainer import train
 
-TRAINED: tuple[WiringName, ...] = ("kraken", "standard")
 # Enough validation text for a steady number, little enough to score in seconds.
-_VALIDATION_BYTES = 250_000
-_MADE_BY_DEMO = {
-    "data",
-    "runs",
-    "inputs.json",
-    "first_token.json",
-    "timelines.json",
-    "results.json",
-    "losses.png",
-    "first_token.png",
-    "timeline.png",
-    "report.html",
-}
+_VALIDATION_BYTES = 150_000
+# Patterns of names; a demo of an earlier plan left first_token.json.
+_MADE_BY_DEMO = (
+    *("data", "runs", "inputs.json", "results.json", "timelines.json", "report.html"),
+    *("first_token.json", "first_token-*.json", "losses.png", "first_token.png", "timeline.png"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What the Kraken model wrote.
+class Agreement:
+    """One and two processes, asked for the likeliest tokens of the recommended model.
 
     Attributes:
-        prompt: the beginning of the validation text.
-        answer: what two processes drew, with ``sampling``.
-        sampling: how.
-        greedy_tokens_agree: whether one and two processes chose the same greedy tokens.
-        greedy_tokens: how many of them were compared.
+        tokens: how many were compared.
+        agree: whether all of them are the same.
     """
 
-    prompt: str
-    answer: str
-    sampling: Sampling
-    greedy_tokens_agree: bool
-    greedy_tokens: int
+    tokens: int
+    agree: bool
 
 
 def claim_folder(plan: Plan, texts: Sequence[Path]) -> None:
@@ -85,7 +66,7 @@ def claim_folder(plan: Plan, texts: Sequence[Path]) -> None:
 
 def _discard(plan: Plan, texts: Sequence[Path]) -> None:
     """Remove what an earlier demo made, and nothing else."""
-    made = [path for path in plan.out.iterdir() if path.name in _MADE_BY_DEMO]
+    made = [path for pattern in _MADE_BY_DEMO for path in plan.out.glob(pattern)]
     for text in texts:
         if any(text.resolve().is_relative_to(path.resolve()) for path in made):
             raise KrakenError(
@@ -111,12 +92,12 @@ def make_tokens(plan: Plan, texts: Sequence[Path]) -> Manifest:
 
 
 def train_models(plan: Plan, manifest: Manifest) -> dict[WiringName, RunFolder]:
-    """Train Kraken and its twin on the same tokens in the same order."""
-    return {w: train(plan.recipe(w, manifest.vocab_size)) for w in TRAINED}
+    """Train the models on the same tokens in the same order."""
+    return {w: train(plan.recipe(w, manifest.vocab_size)) for w in plan.trained}
 
 
 def score_models(plan: Plan, runs: dict[WiringName, RunFolder]) -> dict[str, PerplexityResult]:
-    """Perplexity of both models on the validation text."""
+    """Perplexity of the trained models on the validation text."""
     scores: dict[str, PerplexityResult] = {}
     for wiring, run in runs.items():
         notes.print(f"scoring the {wiring} model")
@@ -124,68 +105,20 @@ def score_models(plan: Plan, runs: dict[WiringName, RunFolder]) -> dict[str, Per
     return scores
 
 
-def write_sample(plan: Plan, model: Path) -> Sample:
-    """Let two processes continue the validation text, and compare them with one process."""
-    tokenizer = load_tokenizer(model)
+def compare_tokens(plan: Plan, model: Path) -> Agreement:
+    """Whether two processes choose the tokens that one chooses."""
     prompt = open_split(plan.data, "validation").tokens[:24].tolist()
-    drawn = Sampling(temperature=0.8, top_k=50)
-    answer = _generate(model, prompt, 48, drawn, DEVICES)
-    greedy = [_generate(model, prompt, 32, Sampling(), devices) for devices in (1, DEVICES)]
-    return Sample(
-        prompt=str(tokenizer.decode(prompt)),
-        answer=str(tokenizer.decode(answer)),
-        sampling=drawn,
-        greedy_tokens_agree=greedy[0] == greedy[1],
-        greedy_tokens=len(greedy[0]),
-    )
+    chosen = [_chosen(model, prompt, devices) for devices in (1, DEVICES)]
+    return Agreement(tokens=len(chosen[0]), agree=chosen[0] == chosen[1])
 
 
-def time_first_token(
-    plan: Plan, manifest: Manifest
-) -> tuple[LatencyReport, dict[str, list[Event]]]:
-    """Measure all four wirings on two processes, unless that is done."""
-    report_file, timeline_file = plan.out / "first_token.json", plan.out / "timelines.json"
-    if report_file.is_file() and timeline_file.is_file():
-        notes.print(f"{report_file}: measured already, remove it to measure again")
-        recorded = json.loads(timeline_file.read_text(encoding="utf-8"))
-        timelines = {w: [Event(*event) for event in events] for w, events in recorded.items()}
-        return LatencyReport.load(report_file), timelines
-    models = plan.models(manifest.vocab_size)
-    setup = latency.Setup(
-        devices=DEVICES,
-        input_len=plan.prompt_tokens,
-        output_len=1,
-        iterations=plan.repetitions,
-        warm_up=2,
-        dtype="float32",
-        device="cpu",
-        record=True,
-    )
-    with progress_bar() as bar:
-        task = bar.add_task(f"timing the first token on {DEVICES} processes", total=setup.rounds)
-        measured = latency.measure(
-            [Contender(config=config, label=wiring) for wiring, config in models.items()],
-            setup,
-            title=f"{count_parameters(models['standard']) / 1e6:.1f}M parameters, "
-            f"{plan.prompt_tokens}-token prompt, {DEVICES} processes, float32",
-            on_round=lambda: bar.advance(task),
-        )
-    assert measured is not None, "the demo starts its own ranks"
-    report, timelines = measured
-    write_json(timeline_file, timelines)
-    write_json(report_file, report.to_json())
-    return report, timelines
-
-
-def _generate(
-    model: Path, prompt: list[int], count: int, sampling: Sampling, devices: int
-) -> list[int]:
+def _chosen(model: Path, prompt: list[int], devices: int) -> list[int]:
     steps: list[Step] = []
     request = Request(
         directory=model,
         prompts=[prompt],
-        max_new_tokens=count,
-        sampling=sampling,
+        max_new_tokens=32,
+        sampling=Sampling(),
         eos_token_ids=frozenset(),
         dtype="float32",
         options=EngineOptions(),

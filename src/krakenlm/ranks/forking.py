@@ -45,7 +45,7 @@ def start_ranks(
     """The starter from its first moment to its last; it says each ``End`` and a ``Failure``.
 
     Args:
-        pickled: ``Body`` and arguments.
+        pickled: ``Body``, arguments, and what to do before the ranks are forked.
         name: of the ranks, which have their numbers behind it.
         writers: of each rank.
         control: to who started the starter.
@@ -54,7 +54,9 @@ def start_ranks(
     code = 1
     try:
         with trying("starting the ranks", REPORT):
-            body, arguments = pickle.loads(pickled)  # noqa: S301  from who started this process
+            # From who started this process.
+            body, arguments, prepare = pickle.loads(pickled)  # noqa: S301
+            prepare()
             with held_back(signal.SIGTERM):  # until all are known
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
                 for index, writer in enumerate(writers):

@@ -24,6 +24,7 @@ from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.cores import share_cores
 from krakenlm.ranks.devices import DeviceType
 from krakenlm.ranks.failures import REPORT, Note, failure_of, once
+from krakenlm.ranks.namespaces import Namespace
 from krakenlm.ranks.network import check_interface
 from krakenlm.ranks.processes import run_processes
 
@@ -67,6 +68,7 @@ def launch(
     on_message: OnMessage,
     device_type: DeviceType = "auto",
     threads: int | None = None,
+    places: Sequence[Namespace] | None = None,
 ) -> None:
     """Run ``worker`` on every rank and return when all are done.
 
@@ -74,7 +76,7 @@ def launch(
     hears this rank alone. Otherwise ``devices`` processes are started, or none where one device
     needs none. gloo carries the messages between CPUs, NCCL those between GPUs. Each of several
     ranks on a machine keeps to its share of the cores, with ``threads`` compute threads or one for
-    each core.
+    each core. With ``places``, one for each process, they live in these network namespaces.
 
     Raises:
         KrakenError: what a rank could not do, or a number of devices that does not fit.
@@ -82,6 +84,7 @@ def launch(
         RuntimeError: a rank vanished.
     """
     if under_torchrun():
+        assert places is None, "torchrun's processes are where they are"
         _run_under_torchrun(worker, arguments, devices, on_message, device_type, threads)
     elif devices == 1:
         if threads:
@@ -89,7 +92,7 @@ def launch(
         device = _device(device_type, 0, 1)
         worker(Rank(0, 1, device, on_message, once(print_note)), *arguments)
     else:
-        _start_processes(worker, arguments, devices, on_message, device_type, threads)
+        _start_processes(worker, arguments, devices, on_message, device_type, threads, places)
 
 
 def under_torchrun() -> bool:
@@ -136,15 +139,18 @@ def _start_processes(
     on_message: OnMessage,
     device_type: DeviceType,
     threads: int | None,
+    places: Sequence[Namespace] | None,
 ) -> None:
     device = _device(device_type, 0, devices)  # refuse here, not in every rank
-    if device.type == "cpu":
+    assert places is None or len(places) == devices
+    if device.type == "cpu" and places is None:
         check_interface(_interface())
     with tempfile.TemporaryDirectory(prefix="krakenlm-") as folder:
         # A file to meet at needs no port, so nothing can be taken and nothing listens outside.
         meeting_point = (Path(folder) / "rendezvous").as_uri()
-        of_all = (devices, device_type, threads, meeting_point)
-        run_processes(_rank, [worker, arguments, *of_all], devices, on_message)
+        of_all = (devices, device_type, threads, meeting_point, places)
+        prepare = {} if places is None else {"prepare": places[0].enter_user}
+        run_processes(_rank, [worker, arguments, *of_all], devices, on_message, **prepare)
 
 
 def _rank(
@@ -156,11 +162,17 @@ def _rank(
     device_type: DeviceType,
     threads: int | None,
     meeting_point: str,
+    places: Sequence[Namespace] | None,
 ) -> None:
     with trying("finding its cores and its device", REPORT):
         share_cores(index, size, threads)
         device = _device(device_type, index, size)
-    os.environ["GLOO_SOCKET_IFNAME"] = _interface()
+    interface = _interface()
+    if places is not None:
+        with trying("entering its network namespace", REPORT):
+            places[index].enter()
+        interface = places[index].interface
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
     note = once(lambda text: writer.send(Note(text)))
     # A failure is said inside the group: leaving it breaks the others' connections.
     with (

@@ -27,12 +27,17 @@ _THREADS_OF_BLAS = "OPENBLAS_NUM_THREADS"
 
 
 def run_processes(
-    body: Body, arguments: Sequence[Any], count: int, on_message: Callable[[Any], None]
+    body: Body,
+    arguments: Sequence[Any],
+    count: int,
+    on_message: Callable[[Any], None],
+    prepare: Callable[[], Any] = tuple,
 ) -> None:
     """Run ``body(index, writer, *arguments)`` in ``count`` processes until all have ended.
 
     ``Note`` that they send is told to people, ``Failure`` raised, and anything else handed to
-    ``on_message``. None of them outlives this call.
+    ``on_message``. None of them outlives this call. ``prepare()`` is called once before, in the
+    process that forks them, which has one thread.
 
     Raises:
         KrakenError, RankFailedError, RuntimeError: see ``Failure``.
@@ -41,7 +46,7 @@ def run_processes(
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     control, to_control = context.Pipe(duplex=False)
-    pickled = bytes(ForkingPickler.dumps((body, tuple(arguments))))
+    pickled = bytes(ForkingPickler.dumps((body, tuple(arguments), prepare)))
     starter = context.Process(
         target=start_ranks,
         args=(pickled, _NAME, writers, to_control),
