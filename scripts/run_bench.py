@@ -36,10 +36,14 @@ class Scenario(NamedTuple):
         return f"scripts/netns_bench.sh {self.rate} {self.command}" if self.rate else self.command
 
 
-def latency(
-    rest: str, ranks: str = "--devices 2", models: str = "--kraken published,keep-width"
-) -> str:
-    """The command that times models; by default one in each wiring and two Krakens."""
+MODELS = (
+    "--wirings standard,parallel,ladder,kraken,shared,shared/2,shared/4,lagged,lagged-layer "
+    "--kraken published,keep-width"
+)
+
+
+def latency(rest: str, ranks: str = "--devices 2", models: str = MODELS) -> str:
+    """The command that times models; by default one in each wiring, and variants of two."""
     return (
         f"krakenlm bench latency --size 124M {ranks} --dtype bfloat16 --input-len 512 "
         f"--output-len 16 {models} {rest}"
