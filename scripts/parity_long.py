@@ -17,19 +17,21 @@ from dataclasses import dataclass
 
 import parity
 import parity_long_page as page
+import parity_models
 import parity_page
 import recording
 from parity import Job, Protocol
-from parity_models import Model, kraken
+from parity_models import Model
 from parity_page import BASELINE, Measured, best_rate
 
 MODELS = (
     Model(BASELINE),
-    Model("shared 4-way", ("model.derive.sublayers=4", "model.derive.rule=shared")),
+    parity_models.shared(4),
+    *(parity_models.parted(4, parts) for parts in (2, 4)),
     Model("lagged", ("model.wiring=lagged",)),
     Model("lagged-layer", ("model.wiring=lagged-layer",)),
-    kraken(4, "published"),
-    kraken(4, "keep-width"),
+    *(parity_models.kraken(4, rule) for rule in ("published", "keep-width")),
+    parity_models.kraken(4, "published", "kraken-shared"),
     Model("ladder", ("model.wiring=ladder",)),
     Model("parallel", ("model.wiring=parallel",)),
 )
@@ -129,7 +131,7 @@ def train(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     recording.measure_and_draw(
-        parity.protocol_options(__doc__, "parity-long", [2e-3, 4e-3], page.RESULTS),
+        parity.protocol_options(__doc__, "parity-long", [2e-3, 4e-3, 8e-3], page.RESULTS),
         train,
         pages=[page.PAGE],
         tables={**parity_page.TABLES, **page.TABLES},  # both are on one page

@@ -178,6 +178,12 @@ def draw(results: Path) -> None:
         figure.savefig(partial, dpi=150, format="png")
 
 
+def _line_style(name: str) -> str:
+    """What tells models of one wiring, and so of one colour, apart."""
+    styles = {"keep-width": "--", "message_parts 2": "-.", "message_parts 4": ":"}
+    return next((style for what, style in styles.items() if what in name), "-")
+
+
 def _draw_curves(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
     shortest = min(model["tokens"] for model in models)
     for model in models:
@@ -189,7 +195,7 @@ def _draw_curves(axes: Axes, models: Sequence[dict[str, Any]]) -> None:
             axes.plot(
                 [point["tokens"] / model["parameters"] for point in curve],
                 [point["percent"] for point in curve],
-                linestyle="--" if "keep-width" in name else "-",
+                linestyle=_line_style(name),
                 linewidth=1.4 if model["tokens"] == shortest else 0.8,
                 color=WIRING_COLOURS[model["wiring"]],
                 label=name if model["tokens"] == shortest and seed is model["seeds"][0] else None,

@@ -21,16 +21,25 @@ class Model:
     rate_of: str = ""
 
 
-def kraken(sublayers: int, rule: str) -> Model:
+def kraken(sublayers: int, rule: str, wiring: str = "kraken") -> Model:
     """Derived from the recipe's standard model."""
     changes = (f"model.derive.sublayers={sublayers}", f"model.derive.rule={rule}")
-    return Model(f"kraken {sublayers}-way {rule}", changes)
+    if wiring != "kraken":
+        changes += (f"model.derive.wiring={wiring}",)
+    return Model(f"{wiring} {sublayers}-way {rule}", changes)
 
 
 def shared(sublayers: int) -> Model:
     """The recipe's standard model with one stream and so many branches."""
     changes = (f"model.derive.sublayers={sublayers}", "model.derive.rule=shared")
     return Model(alone(sublayers), changes)
+
+
+def parted(sublayers: int, parts: int, rate_of: str = "") -> Model:
+    """The same with sums that carry one of so many parts of the channels."""
+    base = shared(sublayers)
+    changes = (*base.changes, f"model.derive.message_parts={parts}")
+    return Model(f"{base.name} message_parts {parts}", changes, rate_of)
 
 
 def drawn(numbers: Sequence[int]) -> Model:
@@ -56,6 +65,7 @@ MODELS = (
     Model("lagged-layer", ("model.wiring=lagged-layer",)),
     *(shared(n) for n in (2, 4, 6)),
     drawn((1, 2, 4)),
+    *(kraken(n, "published", "kraken-shared") for n in (2, 4)),
     *(kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
 )
 VARIANTS = (
@@ -64,6 +74,7 @@ VARIANTS = (
     _varied(_FOUR_WAY, "sum_scale=0.25"),
     # The feed-forward gives up what the conjunction adds, so that parameters are the standard's.
     _varied(_SIX_WAY_KEEP, "ffn_dim=462"),
+    *(parted(n, parts, alone(n)) for n, parts in ((2, 2), (4, 2), (4, 4))),
 )
 
 

@@ -4,6 +4,7 @@ Each function draws from plain results and writes one PNG, whole or not at all; 
 measures anything.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def draw_losses(histories: Mapping[str, Mapping[str, Any]], target: Path) -> Non
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for index, (label, history) in enumerate(histories.items()):
-        colour = WIRING_COLOURS.get(label.split()[0], f"C{index}")
+        colour = WIRING_COLOURS.get(re.split("[ /]", label)[0], f"C{index}")
         for part, style in (("training", {"alpha": 0.45}), ("validation", {"marker": "o"})):
             entries = history[part]
             tokens = [entry["step"] * history["tokens_per_step"] for entry in entries]

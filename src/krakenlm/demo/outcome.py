@@ -56,8 +56,8 @@ class Over:
 
     @property
     def by_wiring(self) -> dict[str, ModelLatency]:
-        """One model each."""
-        return {result.wiring: result for result in self.report.results}
+        """One model each, by what the plan calls it."""
+        return {result.label: result for result in self.report.results}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from krakenlm.bench.results import BASELINE
 from krakenlm.config import WIRINGS, ModelConfig, WiringName, derive, model_config, rewired
@@ -9,8 +10,11 @@ from krakenlm.train.recipe import Recipe, Training
 from krakenlm.transport.links import Link
 
 DEVICES = 2
-RECOMMENDED: WiringName = "shared"
-"""What this project speaks for; the demo trains it and judges it like the rest."""
+RECOMMENDED = "shared/2"
+"""What this project speaks for; the demo trains it and judges it like the rest.
+
+Named as ``krakenlm bench latency --wirings`` takes it: shared, with sums of half the channels.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class Plan:
 
     Attributes:
         out: the demo's folder.
-        trained: wirings that are trained; all are timed.
+        trained: what is trained; these and all other wirings are timed.
         steps: training steps of each model; 4 sequences of 256 tokens each.
         vocab_size: entries of the tokenizer.
         wires: what the models are timed over.
@@ -76,7 +80,7 @@ class Plan:
     """
 
     out: Path
-    trained: tuple[WiringName, ...] = (BASELINE, "kraken", RECOMMENDED)
+    trained: tuple[str, ...] = (BASELINE, "kraken", RECOMMENDED)
     steps: int = 250
     vocab_size: int = 4096
     wires: tuple[Wire, ...] = WIRES
@@ -84,10 +88,10 @@ class Plan:
     prompt_tokens: int = 512
 
     @property
-    def timed(self) -> dict[WiringName, ModelConfig]:
+    def timed(self) -> dict[str, ModelConfig]:
         """Every wiring there is, those that are trained first."""
-        wirings = (*self.trained, *(wiring for wiring in WIRINGS if wiring not in self.trained))
-        return {wiring: in_wiring(self.timed_standard(), wiring) for wiring in wirings}
+        names = dict.fromkeys((*self.trained, *WIRINGS))
+        return {name: in_wiring(self.timed_standard(), name) for name in names}
 
     def first_token(self, wire: Wire) -> Path:
         """Where the latencies over a link go."""
@@ -98,9 +102,9 @@ class Plan:
         """Where the tokens go."""
         return self.out / "data"
 
-    def run(self, wiring: WiringName) -> Path:
+    def run(self, name: str) -> Path:
         """Where a training run goes."""
-        return self.out / "runs" / wiring
+        return self.out / "runs" / name.replace("/", "-")
 
     def standard(self, vocab_size: int) -> ModelConfig:
         """The twin: a small GPT-2-style model."""
@@ -118,12 +122,12 @@ class Plan:
         """The standard model among those that are timed."""
         return model_config(self.timed_size)
 
-    def recipe(self, wiring: WiringName, vocab_size: int) -> Recipe:
+    def recipe(self, name: str, vocab_size: int) -> Recipe:
         """How one model is trained; all see the same tokens in the same order."""
         return Recipe(
-            model=in_wiring(self.standard(vocab_size), wiring),
+            model=in_wiring(self.standard(vocab_size), name),
             data=self.data,
-            output=self.run(wiring),
+            output=self.run(name),
             training=Training(
                 steps=self.steps,
                 batch_size=4,
@@ -138,14 +142,16 @@ class Plan:
         )
 
 
-def in_wiring(standard: ModelConfig, wiring: WiringName) -> ModelConfig:
-    """A standard model's match, 2-way where that makes a difference; Kraken by its published rule.
+def in_wiring(standard: ModelConfig, name: str) -> ModelConfig:
+    """A standard model's match, 2-way where that makes a difference; Krakens by the published rule.
 
-    The others keep the standard model's weights, but for a norm in some.
+    The others keep the standard model's weights, but for a norm in some. What stands behind a slash
+    is the configuration's ``message_parts``.
     """
-    traits = WIRINGS[wiring]
-    if traits.own_streams:
-        return derive(standard, DEVICES)
+    wiring, _, parts = name.partition("/")
+    traits = WIRINGS[cast(WiringName, wiring)]
+    if traits.own_norms:
+        return derive(standard, DEVICES, wiring=cast(WiringName, wiring))
     if traits.depends_on_degree:
-        return rewired(standard, wiring, DEVICES)
+        return rewired(standard, wiring, DEVICES, message_parts=int(parts or 1))
     return standard.replace(wiring=wiring)

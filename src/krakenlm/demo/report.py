@@ -15,7 +15,6 @@ from krakenlm.bench.figures import draw_links, draw_losses, draw_timelines
 from krakenlm.bench.latency import Timelines
 from krakenlm.bench.results import LatencyReport
 from krakenlm.bench.tables import WIDTH
-from krakenlm.config import WiringName
 from krakenlm.console import console_for_tables, results
 from krakenlm.data.manifest import Manifest
 from krakenlm.demo.outcome import Outcome, Over
@@ -36,7 +35,7 @@ class Findings:
 
     plan: Plan
     manifest: Manifest
-    runs: dict[WiringName, RunFolder]
+    runs: dict[str, RunFolder]
     scores: dict[str, PerplexityResult]
     agreement: Agreement
     latencies: Sequence[LatencyReport]

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from krakenlm.config import WiringName
 from krakenlm.console import notes
 from krakenlm.data.manifest import Manifest
 from krakenlm.data.text import check_files
@@ -91,12 +90,12 @@ def make_tokens(plan: Plan, texts: Sequence[Path]) -> Manifest:
     )
 
 
-def train_models(plan: Plan, manifest: Manifest) -> dict[WiringName, RunFolder]:
+def train_models(plan: Plan, manifest: Manifest) -> dict[str, RunFolder]:
     """Train the models on the same tokens in the same order."""
     return {w: train(plan.recipe(w, manifest.vocab_size)) for w in plan.trained}
 
 
-def score_models(plan: Plan, runs: dict[WiringName, RunFolder]) -> dict[str, PerplexityResult]:
+def score_models(plan: Plan, runs: dict[str, RunFolder]) -> dict[str, PerplexityResult]:
     """Perplexity of the trained models on the validation text."""
     scores: dict[str, PerplexityResult] = {}
     for wiring, run in runs.items():
