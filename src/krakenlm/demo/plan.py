@@ -43,14 +43,14 @@ class Wire:
 
 
 WIRES = (
-    Wire(name="one-host", title="one host", where="on one host", rounds=5),
+    Wire(name="one-host", title="one host", where="on one host", rounds=4),
     Wire(
         name="1gbit",
         title="1 Gbit/s",
         where="at 1 Gbit/s",
         rate="1gbit",
         emulated=Link(gbps=1, latency_us=50),
-        rounds=6,
+        rounds=5,
         record=True,
     ),
     Wire(
@@ -59,7 +59,7 @@ WIRES = (
         where="at 100 Mbit/s",
         rate="100mbit",
         emulated=Link(gbps=0.1, latency_us=50),
-        rounds=4,
+        rounds=3,
     ),
 )
 
