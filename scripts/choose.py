@@ -7,6 +7,7 @@ perplexities those of docs/results/parity (scripts/parity.py). Each time belongs
 many sub-layers as the link has ranks.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,8 +87,10 @@ def _choice(
 
 def name_of(result: ModelLatency, ranks: int) -> str:
     """What docs/parity.md calls the model that was timed on so many ranks."""
-    degree = f" {ranks}-way" if WIRINGS[result.wiring].depends_on_degree else ""
-    return " ".join(filter(None, [f"{result.wiring}{degree}", result.variant]))
+    degree = f"{ranks}-way" if WIRINGS[result.wiring].depends_on_degree else None
+    parted = re.search(r"1/(\d+) of the channels", result.label)
+    parts = f"message_parts {parted[1]}" if parted else None
+    return " ".join(filter(None, [result.wiring, degree, result.variant, parts]))
 
 
 def table(scenario: str) -> str:

@@ -74,7 +74,7 @@ VARIANTS = (
     _varied(_FOUR_WAY, "sum_scale=0.25"),
     # The feed-forward gives up what the conjunction adds, so that parameters are the standard's.
     _varied(_SIX_WAY_KEEP, "ffn_dim=462"),
-    *(parted(n, parts, alone(n)) for n, parts in ((2, 2), (4, 2), (4, 4))),
+    *(parted(n, parts, alone(n)) for n in (2, 4) for parts in (2, 4)),
 )
 
 

@@ -22,6 +22,7 @@ from krakenlm.train.history import History, Loss
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import choose  # noqa: E402
 import parity  # noqa: E402
 import parity_long  # noqa: E402
 import parity_long_page  # noqa: E402
@@ -509,3 +510,16 @@ def test_the_long_protocol_s_table_and_picture_are_drawn(long_run, tmp_path, mon
     assert "| shared | 2 | 0.0M | 2.6 | 0.02 | 3 | 3.300 | 27.11 | -9.5 % |" in table
     assert "| shared | 4 |" in table
     assert "| ladder | 4.300 | 3.800 |" in parity_long_page.tuning_table()
+
+
+# --- quality beside latency ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("link", choose.LINKS)
+def test_every_model_that_is_timed_is_one_that_the_protocol_trains(link):
+    known = {model.name for model in (*parity_models.MODELS, *parity_models.VARIANTS)}
+    found = choose.choices(link)
+    assert {choice.name for choice in found} <= known
+    assert len({choice.name for choice in found}) == len(found)
+    standard = next(choice for choice in found if choice.name == "standard")
+    assert standard.quality["mean"] == 0.0 and standard.speedup.median == 1.0
