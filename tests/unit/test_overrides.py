@@ -73,9 +73,11 @@ def test_a_callback_of_an_event_that_trainer_does_not_report_is_refused() -> Non
 
 def test_a_callback_that_is_not_given_the_logs_fails_by_name() -> None:
     from krakenlm.train.callbacks import Display
+    from krakenlm.train.degrees import Degrees
     from krakenlm.train.meter import Meter
 
-    display = Display("kraken", Meter(1, 1.0, 1, None))
+    degrees = Degrees(drawn_from=(2,), own=2, seed=0)
+    display = Display("kraken", Meter(1, 1.0, 1, None), degrees)
     with pytest.raises(TypeError, match="'logs'"):
         display.on_log(None, None, None, log={"loss": 1.0})
     display.on_log(None, None, None, logs={"loss": 1.0}, model=None)

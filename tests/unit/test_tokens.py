@@ -314,7 +314,7 @@ def shard(manifest):
         (lambda m: m.update(dtype="int8"), "dtype='int8': choose one of 'uint16', 'uint32'"),
         (lambda m: m.update(vocab_size="many"), "vocab_size='many': needs a value of type int"),
         (lambda m: m["splits"]["train"].update(tokens=-1), "tokens=-1: needs 0 or more"),
-        (lambda m: m.update(sources={}), "sources={}: needs a value of type tuple"),
+        (lambda m: m.update(sources={}), "sources={}: needs a value of type list"),
         (lambda m: m.update(splits=[]), r"splits is \[\]: needs a table"),
         (lambda m: m.update(format_version=4), "format_version is 4, this krakenlm reads 1 to 3"),
         (lambda m: m["sources"][0].update(skipped=-1), "skipped=-1: needs 0 or more"),
