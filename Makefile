@@ -61,7 +61,7 @@ demo: $(VENV)/.installed  ## train three small models, time every wiring over th
 bench: $(VENV)/.installed  ## measure what docs/latency.md shows, about 40 minutes (VLLM_PYTHON=... to measure vLLM too)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/run_bench.py --runs $(RUNS) $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
-parity: $(VENV)/.installed  ## train every architecture over a grid of learning rates and seeds, five hours on two cores (TEXT=FILE...)
+parity: $(VENV)/.installed  ## train every architecture over a grid of learning rates and seeds, six hours on two cores (TEXT=FILE...)
 	@test -n "$(TEXT)" || { echo "make parity needs a text to learn from: TEXT=openwebtext.jsonl.gz, or what krakenlm prepare --text reads"; exit 2; }
 	$(BIN)/python scripts/parity.py --text $(TEXT) $(PARITY)
 
