@@ -62,7 +62,7 @@ def contenders(
     Raises:
         KrakenError: names that do not exist or stand twice, a shape that has no such Kraken.
     """
-    chosen = _parse_wirings(wirings)
+    chosen = parse_wirings(wirings)
     _check_names("--kraken", variants, VARIANTS)
     if len(set(prefill_chunks)) < len(prefill_chunks):
         raise KrakenError(f"--prefill-chunks {_listed(prefill_chunks)}: give each number once")
@@ -74,7 +74,7 @@ def contenders(
     models: list[Contender] = []
     for text, (wiring, parts) in zip(wirings, chosen, strict=True):
         try:
-            models += _in_wiring(standard, wiring, parts, sublayers, variants)
+            models += in_wiring(standard, wiring, parts, sublayers, variants)
         except ConfigError as error:
             of_how_many = (
                 f" of {sublayers} sub-layers, one for each rank unless --sublayers says otherwise"
@@ -85,13 +85,25 @@ def contenders(
     return [replace(model, prefill_chunks=n) for model in models for n in prefill_chunks]
 
 
-def _in_wiring(
+def in_wiring(
     standard: ModelConfig,
     wiring: WiringName,
     parts: int,
     sublayers: int,
     variants: Sequence[str],
 ) -> list[Contender]:
+    """A standard shape in one wiring, with one contender for each variant where it has any.
+
+    Args:
+        standard: the shape.
+        wiring: the architecture.
+        parts: its ``message_parts``.
+        sublayers: as in ``contenders``.
+        variants: as there.
+
+    Raises:
+        ConfigError: the shape has no such match.
+    """
     traits = WIRINGS[wiring]
     if traits.own_norms:
         return [_sublayers(standard, wiring, sublayers, parts, variant) for variant in variants]
@@ -123,7 +135,7 @@ def _carried(config: ModelConfig) -> str:
     return f", 1/{config.message_parts} of the channels" if config.message_parts > 1 else ""
 
 
-def _parse_wirings(texts: Sequence[str]) -> list[tuple[WiringName, int]]:
+def parse_wirings(texts: Sequence[str]) -> list[tuple[WiringName, int]]:
     """``shared/2`` as (shared, 2): which wiring, and its ``message_parts``."""
     _check_names("--wirings", texts, list(WIRINGS), key=lambda text: text.partition("/")[0])
     chosen: list[tuple[WiringName, int]] = []

@@ -184,11 +184,9 @@ class ModelConfig:
         heads = self.heads_per_sublayer
         if self.head_dim == 0:
             if self.hidden_size % heads:
-                low = self.hidden_size // heads * heads
-                fits = f"{low} or {low + heads}" if low else f"{heads}"
                 raise ConfigError(
                     f"hidden_size={self.hidden_size} is not a multiple of heads_per_sublayer="
-                    f"{heads}: use {fits}, or set head_dim"
+                    f"{heads}: use {_multiples(heads, self.hidden_size)}, or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if self.kv_heads_per_sublayer == 0:
@@ -221,9 +219,13 @@ class ModelConfig:
                 f"channels: leave it out, or use wiring {able}"
             )
         if self.hidden_size % parts:
-            low = self.hidden_size // parts * parts
-            fits = f"{low} or {low + parts}" if low else f"{parts}"
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is not a multiple of message_parts={parts}: use "
-                f"{fits}, or another number of parts"
+                f"{_multiples(parts, self.hidden_size)}, or another number of parts"
             )
+
+
+def _multiples(step: int, about: int) -> str:
+    """The positive multiples below and above a number, for a message."""
+    low = about // step * step
+    return f"{low} or {low + step}" if low else f"{step}"

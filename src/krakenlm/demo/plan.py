@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
+from krakenlm.bench import models
 from krakenlm.bench.results import BASELINE
-from krakenlm.config import WIRINGS, ModelConfig, WiringName, derive, model_config, rewired
+from krakenlm.config import WIRINGS, ModelConfig, model_config
 from krakenlm.train.recipe import Recipe, Training
 from krakenlm.transport.links import Link
 
@@ -145,13 +145,9 @@ class Plan:
 def in_wiring(standard: ModelConfig, name: str) -> ModelConfig:
     """A standard model's match, 2-way where that makes a difference; Krakens by the published rule.
 
-    The others keep the standard model's weights, but for a norm in some. What stands behind a slash
-    is the configuration's ``message_parts``.
+    The others keep the standard model's weights, but for a norm in some. Names are those of
+    ``krakenlm bench latency --wirings``.
     """
-    wiring, _, parts = name.partition("/")
-    traits = WIRINGS[cast(WiringName, wiring)]
-    if traits.own_norms:
-        return derive(standard, DEVICES, wiring=cast(WiringName, wiring))
-    if traits.depends_on_degree:
-        return rewired(standard, wiring, DEVICES, message_parts=int(parts or 1))
-    return standard.replace(wiring=wiring)
+    ((wiring, parts),) = models.parse_wirings([name])
+    (contender,) = models.in_wiring(standard, wiring, parts, DEVICES, ["published"])
+    return contender.config
