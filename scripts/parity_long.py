@@ -31,7 +31,6 @@ MODELS = (
     Model("lagged", ("model.wiring=lagged",)),
     Model("lagged-layer", ("model.wiring=lagged-layer",)),
     *(parity_models.kraken(4, rule) for rule in ("published", "keep-width")),
-    parity_models.kraken(4, "published", "kraken-shared"),
     Model("ladder", ("model.wiring=ladder",)),
     Model("parallel", ("model.wiring=parallel",)),
 )

@@ -14,8 +14,14 @@ CONTEXT = 32
 FUNCTIONS: dict[str, dict[str, Any]] = {
     **{wiring: {"wiring": wiring} for wiring in WIRINGS},
     "shared/2": {"wiring": "shared", "message_parts": 2},
+    **{
+        f"{wiring}:1": {"wiring": wiring, "late_layers": "1"}
+        for wiring, traits in WIRINGS.items()
+        if traits.awaited_as is not None
+    },
 }
-"""Each wiring, and one whose sums carry a part of the channels, as fields of a configuration."""
+"""Each wiring, one whose sums carry a part of the channels, and models with layers of two kinds, as
+fields of a configuration."""
 DOCUMENTS = [f"Document {i}: été 🦊 {'word ' * (i % 7)}\nend {i * i}\n" for i in range(300)]
 
 

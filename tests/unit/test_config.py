@@ -16,10 +16,15 @@ from krakenlm.config import (
     WIRINGS,
     ModelConfig,
     allreduce_bytes_per_token,
+    allreduces,
+    are_hidden,
     count_parameters,
     derive,
+    format_layers,
+    hidden_allreduces,
     kv_cache_bytes_per_token,
     laid_out,
+    layer_runs,
     model_config,
     relative_difference,
     rewired,
@@ -80,6 +85,17 @@ REFUSED = [
     ),
     ({"kv_heads_per_sublayer": 12}, ["kv_heads_per_sublayer=12", "one of 1, 2, 3, 6"]),
     ({"position": "rope"}, ["head_dim=113", "odd", "head_dim=114", "position='learned'"]),
+    ({"position": "rope", "rotary_dim": 3}, ["rotary_dim=3", "odd", "rotary_dim=4"]),
+    ({"rotary_dim": 114}, ["rotary_dim=114", "head_dim=113", "0 for all"]),
+    ({"rope_factor": 8.0}, ["rope_factor=8.0", "rope_stretch='none'", "'llama3'"]),
+    ({"rope_stretch": "yarn"}, ["rope_stretch='yarn'", "'linear'", "'llama3'"]),
+    ({"rope_stretch": "llama3"}, ["llama3", "needs rope_original_context"]),
+    (
+        {"rope_stretch": "llama3", "rope_original_context": 64, "rope_low_freq_factor": 4.0},
+        ["rope_low_freq_factor=4.0", "less than rope_high_freq_factor=4.0"],
+    ),
+    ({"parallel_norms": 3}, ["parallel_norms=3", "1", "2"]),
+    ({"late_layers": "1-2"}, ["late_layers='1-2'", "kraken", "one kind", "ladder, shared, lagged"]),
 ]
 
 
@@ -509,6 +525,91 @@ def test_another_number_of_sublayers_keeps_the_parts_and_another_wiring_those_it
     assert rewired(parted, "lagged", 1).message_parts == 1
     with pytest.raises(ConfigError, match=r"message_parts=3: .*lagged"):
         rewired(parted, "lagged", 1, message_parts=3)
+
+
+# Layers of two kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ""),
+        ("0-11", ""),
+        ("4-11", "4-11"),
+        ("11, 4-10", "4-11"),
+        ("0,2,4", "0,2,4"),
+        ("5,3-4,9", "3-5,9"),
+    ],
+)
+def test_late_layers_have_one_spelling(text, said) -> None:
+    config = ModelConfig(wiring="shared", late_layers=text)
+    assert config.late_layers == said
+    assert format_layers(config.late_layer_indices) == (said or "0-11")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("12", "layers 0 to 11: leave out 12"),
+        ("4-12", "leave out what is above in 4-12"),
+        ("7-4", "runs backwards: use 4-7"),
+        ("3,2-4", "each layer once"),
+        ("-3", "such as 4-11 or 0,2,8-11"),
+        ("late", "such as"),
+        ("1,,2", "such as"),
+        ("9" * 5000, "such as"),
+    ],
+)
+def test_layers_that_a_model_lacks_are_refused(text, said) -> None:
+    with pytest.raises(ConfigError, match="late_layers=") as refusal:
+        ModelConfig(wiring="lagged", late_layers=text)
+    assert said in str(refusal.value)
+
+
+def test_layers_that_wait_have_the_sums_of_the_wiring_that_waits() -> None:
+    gpt2 = model_config("gpt2")
+    shared = gpt2.replace(wiring="shared", late_layers="2-5,9", message_parts=2)
+    assert [(run.wiring, run.layers.start, run.layers.stop) for run in layer_runs(shared)] == [
+        ("standard", 0, 2),
+        ("shared", 2, 6),
+        ("standard", 6, 9),
+        ("shared", 9, 10),
+        ("standard", 10, 12),
+    ]
+    hidden = "....***." + "......" + "." + "...."
+    assert "".join(".*"[is_hidden] for is_hidden in are_hidden(shared)) == hidden
+    assert (allreduces(shared), hidden_allreduces(shared)) == (19, 3)
+    assert allreduce_bytes_per_token(shared) == (16 * 768 + 3 * 384) * 2
+    ladder = gpt2.replace(wiring="ladder", late_layers="6-11")
+    assert (allreduces(ladder), hidden_allreduces(ladder)) == (24, 11)
+    layer = gpt2.replace(wiring="lagged-layer", late_layers="6-11")
+    assert (allreduces(layer), hidden_allreduces(layer)) == (12, 5)
+    assert layer_runs(layer)[0].wiring == "parallel"
+
+
+def test_layouts_and_wirings_keep_the_late_layers_where_there_are_any() -> None:
+    mixed = GROUPED.replace(wiring="shared", late_layers="1")
+    assert with_sublayers(mixed, 4).late_layers == "1"
+    assert without_degree(laid_out(mixed, 1)).late_layers == ""
+    assert rewired(mixed, "lagged", 1).late_layers == "1"
+    assert rewired(mixed, "standard", 1).late_layers == ""
+    assert rewired(mixed, "shared", 2, late_layers="0").late_layers == "0"
+    assert rewired(mixed, "shared", 2, late_layers="all").late_layers == ""
+    with pytest.raises(ConfigError, match=r"late_layers='1': .*standard"):
+        rewired(mixed, "standard", 1, late_layers="1")
+    standard = laid_out(GROUPED.replace(wiring="standard"), 1)
+    assert derive(standard, 2, rule="shared", late_layers="1").late_layers == "1"
+    with pytest.raises(ConfigError, match="rule='published' has layers of one kind"):
+        derive(standard, 2, late_layers="1")
+
+
+def test_two_norms_of_a_parallel_layer_fit_every_wiring_with_two() -> None:
+    neox = GROUPED.replace(wiring="parallel", parallel_norms=2)
+    assert rewired(neox, "lagged-layer", 1).norms_per_layer == 2
+    assert rewired(neox, "shared", 2).norms_per_layer == 2
+    with pytest.raises(ConfigError, match=r"has 1 norms a layer.*use one of parallel, lagged-layer"):
+        rewired(neox.replace(parallel_norms=1), "shared", 2)
+    assert count_parameters(neox) == count_parameters(neox.replace(wiring="standard"))
 
 
 # Kraken's sub-layers over one stream

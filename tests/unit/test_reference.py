@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,26 @@ COVERING = [
     ("rope", "rmsnorm", "gelu", 4, False, True, 6, 0),
 ]
 
+IMPORTED: dict[str, dict[str, Any]] = {
+    "llama": {"rope_stretch": "llama3", "rope_factor": 8.0, "rope_original_context": 6},
+    "linear": {"rope_stretch": "linear", "rope_factor": 3.0},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 6},
+    "neox": {
+        "parallel_norms": 2,
+        "rotary_dim": 2,
+        "head_dim": 6,
+        "bias": True,
+        "norm": "layernorm",
+        "activation": "gelu-exact",
+    },
+}
+"""What other families of models have."""
+
 PARTED = [name for name, traits in WIRINGS.items() if traits.parted_messages]
+
+MIXED = [name for name, traits in WIRINGS.items() if traits.awaited_as is not None]
+MIXED += ["shared/2"]
 
 CROSS = {
     "position": ("learned", "rope"),
@@ -86,6 +106,27 @@ def test_every_combination_of_options_equals_the_reference(wiring) -> None:
         chosen = dict(zip(CROSS, options, strict=True))
         config = ModelConfig.from_dict({**values, **chosen, "wiring": wiring})
         check(config, torch.tensor([[1, 5, 10]]))
+
+
+@pytest.mark.parametrize("num_sublayers", [1, 2, 3])
+@pytest.mark.parametrize("family", IMPORTED)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_what_other_families_have_equals_the_reference(wiring, family, num_sublayers) -> None:
+    values = {**SMALL, "position": "rope", "norm": "rmsnorm", "activation": "swiglu"}
+    values |= {"rope_theta": 100.0, "kv_heads_per_sublayer": 2, **IMPORTED[family]}
+    config = ModelConfig.from_dict({**values, "wiring": wiring, "num_sublayers": num_sublayers})
+    check(config, torch.tensor([[1, 2, 10, 0, 3], [4, 4, 7, 9, 5]]))
+
+
+@pytest.mark.parametrize("num_sublayers", [1, 2, 3])
+@pytest.mark.parametrize("late", ["0", "4", "2-4", "0-2", "1,3", "1-2,4"])
+@pytest.mark.parametrize("function", MIXED)
+def test_layers_of_two_kinds_equal_the_reference(function, late, num_sublayers) -> None:
+    values = {**SMALL, "hidden_size": 12, "num_hidden_layers": 5, "bias": True, "norm_eps": 1e-3}
+    wiring, _, parts = function.partition("/")
+    values |= {"wiring": wiring, "message_parts": int(parts or 1), "late_layers": late}
+    config = ModelConfig.from_dict({**values, "num_sublayers": num_sublayers})
+    check(config, torch.tensor([[1, 5, 10]]))
 
 
 @pytest.mark.parametrize("num_sublayers", [1, 2, 3, 4, 6])

@@ -98,6 +98,19 @@ def test_the_parts_of_a_message_are_part_of_the_function_and_not_of_the_weights(
     assert rewire(tmp_path / "2", tmp_path / "late", wiring="lagged").config.message_parts == 1
 
 
+def test_late_layers_are_part_of_the_function_and_not_of_the_weights(tmp_path):
+    save(STANDARD, tmp_path / "standard")
+    made = rewire(
+        tmp_path / "standard", tmp_path / "1", wiring="shared", num_sublayers=4, late_layers="1"
+    )
+    assert made.is_another_function and read_config(tmp_path / "1").late_layers == "1"
+    again = rewire(tmp_path / "1", tmp_path / "all", late_layers="all")
+    assert again.is_another_function and again.config.late_layers == ""
+    assert not torch.allclose(logits(tmp_path / "1"), logits(tmp_path / "all"), atol=1e-3)
+    one, every = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "all"))
+    assert all(torch.equal(tensor, every[name]) for name, tensor in one.items())
+
+
 @pytest.mark.parametrize("wiring", ["lagged", "lagged-layer", "standard"])
 def test_other_wirings_are_one_function_in_any_layout(wiring, tmp_path):
     config = STANDARD.replace(
@@ -181,7 +194,7 @@ def test_convert_says_that_another_function_must_be_trained_further(capfd, own_s
         (["nowhere.pt", "out", "--wiring", "shared"], "need the folder of a model, and nowhere.pt"),
         (["standard", "out", "-n", "0"], "num_sublayers=0: needs 1 or more"),
         (["standard", "out", "--message-parts", "2"], "message_parts=2: each AllReduce of a stand"),
-        (["nowhere.pt", "out", "--message-parts", "2"], "--message-parts need the folder of a mod"),
+        (["nowhere.pt", "out", "--message-parts", "2"], "--late-layers need the folder of a mod"),
     ],
 )
 def test_conversions_that_cannot_be_are_one_line(

@@ -16,7 +16,7 @@ from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model import checkpoint
-from krakenlm.model.attention import AttentionContext, SdpaCore, rotary
+from krakenlm.model.attention import AttentionContext, SdpaCore
 from krakenlm.model.checkpoint import (
     read_config,
     read_eos_token_ids,
@@ -24,6 +24,7 @@ from krakenlm.model.checkpoint import (
     stream_shard,
 )
 from krakenlm.model.decoder import Decoder
+from krakenlm.model.rotary import rotary
 from krakenlm.model.shard import split, units_of
 
 KRAKEN = ModelConfig(
@@ -528,7 +529,7 @@ def part_of(directory, shard) -> tuple[Decoder, torch.Tensor]:
 def context_of(config: ModelConfig, tokens: int) -> AttentionContext:
     turns = None
     if config.position == "rope":
-        turns = rotary(torch.arange(tokens)[None], config.head_dim, config.rope_theta)
+        turns = rotary(torch.arange(tokens)[None], config)
     return AttentionContext(SdpaCore(), turns)
 
 

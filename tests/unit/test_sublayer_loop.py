@@ -6,7 +6,8 @@ import torch
 from krakenlm.config import ModelConfig
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
-from krakenlm.model.attention import Attention, AttentionContext, SdpaCore, rotary
+from krakenlm.model.attention import Attention, AttentionContext, SdpaCore
+from krakenlm.model.rotary import rotary
 from sublayer_loop import SubLayerLoop, kept_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,7 @@ def test_queries_lie_as_the_output_map_reads_what_attends(position):
         laid.append(q_BHTE.transpose(1, 2).is_contiguous())
         return SdpaCore()(module, q_BHTE, k_BGTE, v_BGTE)
 
-    turns = rotary(torch.arange(5)[None], config.head_dim, 1e4) if position == "rope" else None
+    turns = rotary(torch.arange(5)[None], config) if position == "rope" else None
     attention = Attention(config, 0, 0.02)
     attention(torch.randn(4, 2, 5, config.hidden_size), AttentionContext(core, turns))
     assert laid == [True]

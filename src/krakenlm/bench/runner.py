@@ -3,6 +3,7 @@
 Shape letters: see ``krakenlm.model``.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from krakenlm.bench.ranks import barrier, gathered, middle_of, now, slowest, watched
+from krakenlm.config import are_hidden
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.sampling import Sampling
 from krakenlm.engine.trace import Event, Recorder, RecordingReducer
@@ -189,12 +191,11 @@ class Runner:
         A prompt of several chunks has another chunk to compute beside every sum but the last.
         Sums between ranks that share a sub-layer are awaited on the spot.
         """
-        config = self.engine.config
         streams = [i for i, message in enumerate(self.messages) if message.group == "streams"]
         if self.engine.options.prefill_chunks > 1:
             yield from streams[:-1]
         else:
-            yield from streams[: config.traits.hidden(config.num_hidden_layers)]
+            yield from itertools.compress(streams, are_hidden(self.engine.config))
 
 
 def interleaved(runners: Sequence[Runner], rounds: int) -> Iterator[Timing]:

@@ -53,6 +53,15 @@ def convert(
             "one. Each number is another function.",
         ),
     ] = None,
+    late_layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="Of a model in shared, lagged, lagged-layer or ladder: only these layers, such as "
+            "16-29, hide their sums; the others await theirs. all is all of them. Each choice is "
+            "another function.",
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint of the authors' release, or a model to another wiring.
 
@@ -64,12 +73,12 @@ def convert(
     if source.is_dir():
         if tokenizer is not None:
             raise KrakenError("--tokenizer: a model folder brings its own: leave it out")
-        config = _rewire(source, out, wiring, sublayers, message_parts)
+        config = _rewire(source, out, wiring, sublayers, message_parts, late_layers)
     else:
-        if (wiring, sublayers, message_parts) != (None, None, None):
+        if any(value is not None for value in (wiring, sublayers, message_parts, late_layers)):
             raise KrakenError(
-                "--wiring, --sublayers and --message-parts need the folder of a model, and "
-                f"{source} is none: convert the checkpoint first"
+                "--wiring, --sublayers, --message-parts and --late-layers need the folder of a "
+                f"model, and {source} is none: convert the checkpoint first"
             )
         config = _read_release(source, out, tokenizer)
     results.print(f"wrote {out}/config.json and {out}/model.safetensors", markup=False)
@@ -80,13 +89,23 @@ def convert(
 
 
 def _rewire(
-    source: Path, out: Path, wiring: str | None, sublayers: int | None, message_parts: int | None
+    source: Path,
+    out: Path,
+    wiring: str | None,
+    sublayers: int | None,
+    message_parts: int | None,
+    late_layers: str | None,
 ) -> "ModelConfig":
     from krakenlm.console import notes
     from krakenlm.integrations.rewiring import rewire
 
     rewired = rewire(
-        source, out, wiring=wiring, num_sublayers=sublayers, message_parts=message_parts
+        source,
+        out,
+        wiring=wiring,
+        num_sublayers=sublayers,
+        message_parts=message_parts,
+        late_layers=late_layers,
     )
     if rewired.is_another_function:
         notes.print(

@@ -10,7 +10,9 @@ from krakenlm.config import (
     ModelConfig,
     Rule,
     allreduce_bytes_per_token,
+    allreduces,
     count_parameters,
+    hidden_allreduces,
     kv_cache_bytes_per_token,
     model_config,
     relative_difference,
@@ -61,6 +63,14 @@ def derive(
             help="Of shared and kraken-shared: groups of channels, of which each layer sums one."
         ),
     ] = 1,
+    late_layers: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYERS",
+            help="Of shared: only these layers, such as 16-29, hide their sums; the others await "
+            "theirs. All by default.",
+        ),
+    ] = "",
     dtype: Annotated[str, typer.Option(help="Type that bytes are counted in.")] = "bfloat16",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")
@@ -88,6 +98,7 @@ def derive(
         head_dim=head_dim,
         kv_heads=kv_heads,
         message_parts=message_parts,
+        late_layers=late_layers,
     )
     if out is not None and (out / "config.json").exists():
         raise KrakenError(f"{out / 'config.json'} exists already: choose another --out")
@@ -132,6 +143,8 @@ def _show(name: str, standard: ModelConfig, derived: ModelConfig, element: int, 
     row("kv_heads_per_sublayer", standard.kv_heads_per_sublayer, derived.kv_heads_per_sublayer)
     row("head_dim", standard.head_dim, derived.head_dim)
     row("ffn_dim", standard.ffn_dim, derived.ffn_dim)
+    if derived.late_layers:
+        table.add_row("late_layers", "", derived.late_layers)
     if derived.message_parts > 1:
         row("message_parts", standard.message_parts, derived.message_parts)
     table.add_section()
@@ -145,11 +158,9 @@ def _show(name: str, standard: ModelConfig, derived: ModelConfig, element: int, 
         allreduce_bytes_per_token(standard, element),
         allreduce_bytes_per_token(derived, element),
     )
-    row(
-        "AllReduces per forward pass",
-        standard.traits.allreduces(standard.num_hidden_layers),
-        derived.traits.allreduces(derived.num_hidden_layers),
-    )
+    row("AllReduces per forward pass", allreduces(standard), allreduces(derived))
+    hidden = [str(hidden_allreduces(config)) for config in (standard, derived)]
+    table.add_row("  hidden behind compute", *hidden)
     results.print(table)
     difference = 100 * relative_difference(derived, standard)
     results.print(f"parameters differ by {difference:+.2f}%")

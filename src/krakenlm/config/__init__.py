@@ -6,12 +6,11 @@ from krakenlm.config.costs import (
     kv_cache_bytes_per_token,
     training_flops_per_token,
 )
-from krakenlm.config.derivation import (
-    Rule,
-    derive,
+from krakenlm.config.derivation import Rule, derive, relative_difference
+from krakenlm.config.layer_ranges import format_layers, parse_layers
+from krakenlm.config.layouts import (
     finest_layout,
     laid_out,
-    relative_difference,
     rewired,
     with_sublayers,
     without_degree,
@@ -22,6 +21,13 @@ from krakenlm.config.model_config import (
     MODEL_TYPE,
     ModelConfig,
 )
+from krakenlm.config.schedule import (
+    LayerRun,
+    allreduces,
+    are_hidden,
+    hidden_allreduces,
+    layer_runs,
+)
 from krakenlm.config.sizes import SIZES, model_config, size_names
 from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
 
@@ -31,17 +37,24 @@ __all__ = [
     "MODEL_TYPE",
     "SIZES",
     "WIRINGS",
+    "LayerRun",
     "ModelConfig",
     "Rule",
     "WiringName",
     "WiringTraits",
     "allreduce_bytes_per_token",
+    "allreduces",
+    "are_hidden",
     "count_parameters",
     "derive",
     "finest_layout",
+    "format_layers",
+    "hidden_allreduces",
     "kv_cache_bytes_per_token",
     "laid_out",
+    "layer_runs",
     "model_config",
+    "parse_layers",
     "relative_difference",
     "rewired",
     "size_names",

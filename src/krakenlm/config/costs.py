@@ -1,6 +1,7 @@
 """What a configuration costs: parameters, cache, messages. Arithmetic only, no torch."""
 
 from krakenlm.config.model_config import ModelConfig
+from krakenlm.config.schedule import allreduces, hidden_allreduces
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -30,8 +31,7 @@ def allreduce_bytes_per_token(config: ModelConfig, bytes_per_element: int = 2) -
 
     Where a layer's sum carries a part of the channels, the exposed one at the end carries all.
     """
-    layers = config.num_hidden_layers
-    sums, hidden = config.traits.allreduces(layers), config.traits.hidden(layers)
+    sums, hidden = allreduces(config), hidden_allreduces(config)
     width, part = config.hidden_size, config.hidden_size // config.message_parts
     return ((sums - hidden) * width + hidden * part) * bytes_per_element
 
@@ -60,8 +60,12 @@ def _layer_parameters(config: ModelConfig) -> int:
     key_value = 2 * config.kv_heads_per_sublayer * config.head_dim
     into_ffn = f * (2 if config.activation == "swiglu" else 1)
     weights = n * d * (query + key_value + query + into_ffn + f)
-    biases = n * (query + key_value + into_ffn) + config.norm_sets * 2 * d if config.bias else 0
-    norms = config.traits.norms_per_layer * config.norm_sets * _norm_parameters(config)
+    biases = n * (query + key_value) if config.has_qkv_bias else 0
+    if config.bias:
+        biases += n * into_ffn + config.norm_sets * 2 * d
+    norms = config.norms_per_layer * config.norm_sets * _norm_parameters(config)
+    if config.qk_norm:
+        norms += config.norm_sets * 2 * config.head_dim
     return weights + biases + norms
 
 

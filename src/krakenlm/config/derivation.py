@@ -9,10 +9,11 @@ nothing is narrowed: they are the standard model's.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 from krakenlm.config.costs import count_parameters
+from krakenlm.config.layouts import divisors, flat_ffn_dim, laid_out
 from krakenlm.config.model_config import ModelConfig
 from krakenlm.config.wirings import WIRINGS, WiringName
 from krakenlm.errors import ConfigError
@@ -32,6 +33,7 @@ def derive(
     head_dim: int = 0,
     kv_heads: int = 0,
     message_parts: int = 1,
+    late_layers: str = "",
 ) -> ModelConfig:
     """The configuration of N branches that matches a standard one.
 
@@ -49,6 +51,7 @@ def derive(
         kv_heads: key and value heads of one sub-layer; 0 is one for each query head (with
             ``keep-width``: as many queries a key as the standard model has, where they divide).
         message_parts: of the derived model, see ``ModelConfig``.
+        late_layers: likewise, with ``shared``.
 
     Raises:
         ConfigError: the heads or the feed-forward cannot be divided, no hardware-friendly shape
@@ -66,119 +69,11 @@ def derive(
         if wiring not in (None, "shared"):
             raise ConfigError(f"wiring={wiring!r}: rule='shared' makes shared models: leave it out")
         shared = _shared(base, num_sublayers, head_dim, kv_heads)
-        return shared.replace(message_parts=message_parts)
+        return shared.replace(message_parts=message_parts, late_layers=late_layers)
+    if late_layers:
+        raise ConfigError(f"late_layers={late_layers!r}: rule={rule!r} has layers of one kind")
     wanted = _Wanted(base, num_sublayers, _of_sublayers(rule, wiring), kv_heads, message_parts)
     return _keep_width(wanted, head_dim) if rule == "keep-width" else _published(wanted, head_dim)
-
-
-def laid_out(config: ModelConfig, num_sublayers: int) -> ModelConfig:
-    """The same weights as another number of branches, where branches share their norms.
-
-    For wirings that depend on the degree this is another function of the same weights, for the
-    others another way to store them.
-
-    Raises:
-        ConfigError: each branch has norms of its own, or heads or feed-forward columns cannot be
-            divided.
-    """
-    if num_sublayers == config.num_sublayers:
-        return config
-    if config.traits.own_norms:
-        raise ConfigError(f"num_sublayers={num_sublayers}: {_sublayers_are_fixed(config)}")
-    return _divided(config, num_sublayers, f"num_sublayers={num_sublayers}")
-
-
-def with_sublayers(config: ModelConfig, sublayers: int | None) -> ModelConfig:
-    """A model with the N that ``--sublayers`` chooses when it is loaded; None is its own.
-
-    Raises:
-        ConfigError: N is no choice for this wiring, or heads or feed-forward columns cannot be
-            divided so.
-    """
-    if sublayers is None:
-        return config
-    option = f"--sublayers {sublayers}"
-    _check_choice(config, option)
-    return _divided(config, sublayers, option)
-
-
-def finest_layout(config: ModelConfig, sublayers: Sequence[int]) -> ModelConfig:
-    """The same weights in branches of which those of each of several N are made up.
-
-    Raises:
-        ConfigError: N is no choice for this wiring, or heads or feed-forward columns cannot be
-            divided by one of them, or the configuration's own N is not among them.
-    """
-    asked = f"sublayers={list(sublayers)}"
-    _check_choice(config, asked)
-    for n in sublayers:
-        _divided(config, n, f"{asked}: {n}")
-    if config.num_sublayers not in sublayers:
-        raise ConfigError(
-            f"{asked}: the model's own num_sublayers={config.num_sublayers}, which a saved model "
-            "computes with, is not among them: add it, or give the model one of them"
-        )
-    return laid_out(config, math.lcm(*sublayers))
-
-
-def without_degree(config: ModelConfig) -> ModelConfig:
-    """The same function and weights in a wiring that any number of devices can share out.
-
-    That is for models of one branch, where there is such a wiring; others stay what they are.
-    """
-    wiring = config.traits.with_one_branch
-    if config.num_sublayers > 1 or wiring is None:
-        return config
-    return config.replace(wiring=wiring, message_parts=1)
-
-
-def rewired(
-    config: ModelConfig, wiring: str, num_sublayers: int, *, message_parts: int | None = None
-) -> ModelConfig:
-    """Another wiring of the same weights: another function, which needs further training.
-
-    Args:
-        config: of the weights.
-        wiring: what they become.
-        num_sublayers: branches that they are laid out for.
-        message_parts: of the new model; by default the old one's, where the wiring has any.
-
-    Raises:
-        ConfigError: no such wiring, the two have other weights, the branches cannot be divided, or
-            the wiring has no parts.
-    """
-    if wiring == config.wiring:
-        parts = config.message_parts if message_parts is None else message_parts
-        return laid_out(config, num_sublayers).replace(message_parts=parts)
-    changed = config.replace(wiring=wiring, message_parts=1)
-    _check_same_weights(config, changed)
-    if message_parts is None:
-        message_parts = config.message_parts if changed.traits.parted_messages else 1
-    return laid_out(changed.replace(message_parts=message_parts), num_sublayers)
-
-
-def _check_same_weights(config: ModelConfig, changed: ModelConfig) -> None:
-    now, then, wiring = config.traits, changed.traits, changed.wiring
-    for has, will_have, what in (
-        (now.own_norms, then.own_norms, "norms for each branch"),
-        (now.conjunction, then.conjunction, "a conjunction"),
-    ):
-        if has != will_have:
-            owner, other = (config.wiring, wiring) if has else (wiring, config.wiring)
-            raise ConfigError(
-                f"wiring={wiring!r}: {config.wiring} and {wiring} differ in their weights: {owner} "
-                f"has {what}, which {other} has not: train the new model from the start"
-            )
-    if now.norms_per_layer != then.norms_per_layer:
-        fits = [
-            name
-            for name, traits in WIRINGS.items()
-            if not traits.own_norms and traits.norms_per_layer == now.norms_per_layer
-        ]
-        raise ConfigError(
-            f"wiring={wiring!r}: a {config.wiring} model has {now.norms_per_layer} norms a layer "
-            f"and {wiring} {then.norms_per_layer}: use one of {', '.join(fits)}"
-        )
 
 
 def relative_difference(config: ModelConfig, base: ModelConfig) -> float:
@@ -245,7 +140,7 @@ def _nearest_width(wanted: _Wanted, heads: int) -> ModelConfig:
     parts = wanted.message_parts
     step = math.lcm(2 if base.position == "rope" else 1, parts // math.gcd(parts, heads))
     target = count_parameters(base)
-    low, high = 1, 2 * _flat_ffn_dim(base) // (heads * step) + 2
+    low, high = 1, 2 * flat_ffn_dim(base) // (heads * step) + 2
     while high - low > 1:
         middle = (low + high) // 2
         if count_parameters(at(middle * step)) <= target:
@@ -271,7 +166,7 @@ def _keep_width(wanted: _Wanted, head_dim: int) -> ModelConfig:
         heads=heads,
         hidden_size=base.hidden_size,
         head_dim=head_dim,
-        ffn_dim=_divide(_flat_ffn_dim(base), n, "feed-forward columns"),
+        ffn_dim=_divide(flat_ffn_dim(base), n, "feed-forward columns"),
     )
 
 
@@ -329,61 +224,13 @@ def _friendly_candidates(
                 )
 
 
-def _check_choice(config: ModelConfig, asked: str) -> None:
-    """Refuse another N where it changes the weights or nothing at all."""
-    if config.traits.own_norms:
-        raise ConfigError(f"{asked}: {_sublayers_are_fixed(config)}: leave it out")
-    if not config.traits.degree_is_a_choice:
-        raise ConfigError(
-            f"{asked}: a {config.wiring} model is the same function for any number of them and "
-            "of devices: leave it out"
-        )
-
-
-def _sublayers_are_fixed(config: ModelConfig) -> str:
-    return (
-        f"this {config.wiring} model has {config.num_sublayers} sub-layers with norms of their "
-        "own, which is fixed when it is trained"
-    )
-
-
-def _divided(config: ModelConfig, n: int, asked: str) -> ModelConfig:
-    """All heads and columns of a layer in ``n`` branches; ``asked`` is who wants them."""
-    if n < 1:
-        raise ConfigError(f"{asked}: needs 1 or more")
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    columns = _flat_ffn_dim(config)
-    for total, what in (
-        (heads, "query heads"),
-        (kv_heads, "key and value heads"),
-        (columns, "feed-forward columns"),
-    ):
-        if total % n:
-            fits = _divisors(math.gcd(heads, kv_heads, columns))
-            raise ConfigError(f"{asked} does not divide {total} {what}: use one of {fits}")
-    return config.replace(
-        num_sublayers=n,
-        heads_per_sublayer=heads // n,
-        kv_heads_per_sublayer=kv_heads // n,
-        ffn_dim=columns // n,
-    )
-
-
 def _halved_expansion(base: ModelConfig) -> float:
-    return _flat_ffn_dim(base) / base.hidden_size / 2
-
-
-def _flat_ffn_dim(base: ModelConfig) -> int:
-    return base.num_sublayers * base.ffn_dim
+    return flat_ffn_dim(base) / base.hidden_size / 2
 
 
 def _divide(total: int, n: int, what: str) -> int:
     if total % n:
         raise ConfigError(
-            f"num_sublayers={n} does not divide {total} {what}: use one of {_divisors(total)}"
+            f"num_sublayers={n} does not divide {total} {what}: use one of {divisors(total)}"
         )
     return total // n
-
-
-def _divisors(total: int) -> str:
-    return ", ".join(str(k) for k in range(1, total + 1) if total % k == 0)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from krakenlm.config.layer_ranges import format_layers, parse_layers
 from krakenlm.config.wirings import WIRINGS, WiringName, WiringTraits
 from krakenlm.errors import ConfigError
 from krakenlm.strict import check_types, from_plain, refuse_near_misses
@@ -39,12 +40,27 @@ class ModelConfig:
             paper's f), in kraken-shared too, and 4d otherwise.
         vocab_size: rows of the embedding.
         max_position_embeddings: longest context.
-        position: learned absolute embeddings, or rotary ones applied to whole heads.
+        position: learned absolute embeddings, or rotary ones.
         rope_theta: base of the rotary frequencies.
+        rotary_dim: channels of each head that rotary positions turn, the first ones; 0 means all.
+        rope_stretch: how the frequencies are stretched for contexts longer than a model was first
+            trained for: not at all, all by ``rope_factor`` (linear), or the low ones alone, as
+            Llama 3.1 does it (arXiv 2407.21783, section 3.4.1). The fields after it are for that.
+        rope_factor: by which frequencies are divided.
+        rope_low_freq_factor: of llama3: wavelengths above ``rope_original_context`` divided by
+            this are stretched whole.
+        rope_high_freq_factor: of llama3: those below ``rope_original_context`` divided by this are
+            left as they are; between the two the stretch fades in.
+        rope_original_context: of llama3: the context that the model was first trained for.
         norm: LayerNorm or RMSNorm.
         norm_eps: added to the variance.
-        activation: GELU (tanh form, as GPT-2) or SwiGLU, which has three matrices.
+        parallel_norms: in parallel and lagged-layer, norms of a layer: 1, which attention and
+            feed-forward share, or 2, as in GPT-NeoX. Without effect in the other wirings.
+        qk_norm: RMSNorm on each head's queries and keys, before their positions (Qwen3).
+        activation: GELU in its tanh form, as GPT-2 has it, or exact, or SwiGLU, which has three
+            matrices.
         bias: biases in the linear maps and LayerNorms.
+        qkv_bias: biases of queries, keys and values where there are no others (Qwen2).
         dropout: on embeddings, attention weights and both branch outputs, in training.
         tie_word_embeddings: the output head is the embedding.
         initializer_range: standard deviation of the initial weights.
@@ -58,6 +74,9 @@ class ModelConfig:
             what this and the two options before do.
         message_parts: in shared and kraken-shared, the channels of the stream are summed in that
             many groups in turn: each layer's AllReduce carries hidden_size / message_parts of them.
+        late_layers: in the wirings that hide a standard or parallel layer's sums (their
+            ``awaited_as``), the layers that do, such as ``16-29``; the others await theirs at
+            once, as that wiring does. Empty means all.
 
     Raises:
         ConfigError: an impossible value or combination; the message names the field, the value
@@ -76,10 +95,19 @@ class ModelConfig:
     max_position_embeddings: int = 1024
     position: Literal["learned", "rope"] = "learned"
     rope_theta: float = 10000.0
+    rotary_dim: int = 0
+    rope_stretch: Literal["none", "linear", "llama3"] = "none"
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_context: int = 0
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
-    activation: Literal["gelu", "swiglu"] = "gelu"
+    parallel_norms: Literal[1, 2] = 1
+    qk_norm: bool = False
+    activation: Literal["gelu", "gelu-exact", "swiglu"] = "gelu"
     bias: bool = False
+    qkv_bias: bool = False
     dropout: float = 0.0
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
@@ -87,6 +115,7 @@ class ModelConfig:
     conjunction_init: Literal["normal", "mean"] = "normal"
     sum_scale: float = 1.0
     message_parts: int = 1
+    late_layers: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -143,6 +172,23 @@ class ModelConfig:
         return self.num_sublayers if self.traits.own_norms else 1
 
     @property
+    def norms_per_layer(self) -> int:
+        """2, or 1 where attention and feed-forward read the same normalised input."""
+        return 2 if self.traits.norms_per_layer == 2 else self.parallel_norms
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.bias or self.qkv_bias
+
+    @property
+    def late_layer_indices(self) -> tuple[int, ...]:
+        """The layers that the wiring itself joins, in order."""
+        if not self.late_layers:
+            return tuple(range(self.num_hidden_layers))
+        return parse_layers(self.late_layers, self.num_hidden_layers, "late_layers")
+
+    @property
     def attention_width(self) -> int:
         """Query width over all sub-layers, N h head_dim."""
         return self.num_sublayers * self.heads_per_sublayer * self.head_dim
@@ -169,14 +215,28 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: needs 1 or more")
-        for name in ("kv_heads_per_sublayer", "head_dim", "ffn_dim"):
+        for name in (
+            "kv_heads_per_sublayer",
+            "head_dim",
+            "ffn_dim",
+            "rotary_dim",
+            "rope_original_context",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(
                     f"{name}={getattr(self, name)}: needs 1 or more, or 0 for the default"
                 )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout}: needs 0 or more and less than 1")
-        for name in ("norm_eps", "rope_theta", "initializer_range", "sum_scale"):
+        for name in (
+            "norm_eps",
+            "rope_theta",
+            "rope_factor",
+            "rope_low_freq_factor",
+            "rope_high_freq_factor",
+            "initializer_range",
+            "sum_scale",
+        ):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}={getattr(self, name)}: needs a positive number")
 
@@ -203,12 +263,39 @@ class ModelConfig:
                 f"kv_heads_per_sublayer={kv_heads} does not divide heads_per_sublayer={heads}: "
                 f"use one of {fits}"
             )
-        if self.position == "rope" and self.head_dim % 2:
-            raise ConfigError(
-                f"head_dim={self.head_dim} is odd and position='rope' turns pairs: use "
-                f"head_dim={self.head_dim + 1} or position='learned'"
-            )
+        self._check_positions()
         self._check_message_parts()
+        self._check_late_layers()
+
+    def _check_positions(self) -> None:
+        if self.rotary_dim > self.head_dim:
+            raise ConfigError(
+                f"rotary_dim={self.rotary_dim} is more than head_dim={self.head_dim}: use that at "
+                "most, or 0 for all"
+            )
+        turned = "rotary_dim" if self.rotary_dim else "head_dim"
+        width = self.rotary_dim or self.head_dim
+        if self.position == "rope" and width % 2:
+            raise ConfigError(
+                f"{turned}={width} is odd and position='rope' turns pairs: use "
+                f"{turned}={width + 1} or position='learned'"
+            )
+        if self.rope_stretch == "none" and self.rope_factor != 1.0:
+            raise ConfigError(
+                f"rope_factor={self.rope_factor}: rope_stretch='none' divides by nothing: leave it "
+                "out, or use rope_stretch 'linear' or 'llama3'"
+            )
+        if self.rope_stretch == "llama3":
+            self._check_llama3()
+
+    def _check_llama3(self) -> None:
+        if self.rope_original_context == 0:
+            raise ConfigError("rope_stretch='llama3' needs rope_original_context")
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        if low >= high:
+            raise ConfigError(
+                f"rope_low_freq_factor={low} must be less than rope_high_freq_factor={high}"
+            )
 
     def _check_message_parts(self) -> None:
         parts = self.message_parts
@@ -223,6 +310,19 @@ class ModelConfig:
                 f"hidden_size={self.hidden_size} is not a multiple of message_parts={parts}: use "
                 f"{_multiples(parts, self.hidden_size)}, or another number of parts"
             )
+
+    def _check_late_layers(self) -> None:
+        if not self.late_layers:
+            return
+        if self.traits.awaited_as is None:
+            able = [name for name, traits in WIRINGS.items() if traits.awaited_as is not None]
+            raise ConfigError(
+                f"late_layers={self.late_layers!r}: all layers of a {self.wiring} model are of one "
+                f"kind: leave it out, or use wiring {', '.join(able)}"
+            )
+        layers = self.late_layer_indices
+        is_all = len(layers) == self.num_hidden_layers
+        object.__setattr__(self, "late_layers", "" if is_all else format_layers(layers))
 
 
 def _multiples(step: int, about: int) -> str:

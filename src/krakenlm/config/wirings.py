@@ -32,13 +32,16 @@ class WiringTraits:
         depends_on_degree: the function depends on N, the number of branches, so that a rank holds
             whole branches. Otherwise N branches are only a way to store one layer, which any
             number of ranks can share out by its heads.
-        norms_per_layer: 2, or 1 where attention and feed-forward read the same normalised input.
+        norms_per_layer: 2, or 1 where attention and feed-forward read the same normalised input
+            unless ``parallel_norms`` of the configuration says otherwise.
         conjunction: the branches' streams are joined by a linear map before the final norm.
         allreduces_per_layer: sums over branches that each layer begins.
         hidden_allreduces: of all of them in a forward pass, how many have compute to hide behind,
             as (per layer, once per model).
         with_one_branch: where the function depends on N: with N = 1 it is that of this wiring,
             which does not.
+        awaited_as: the wiring of the same weights that awaits the sums which this one hides; a
+            model may have layers of both kinds, ``late_layers`` of the configuration.
         parted_messages: a layer's sum may carry a part of the channels, ``message_parts`` of the
             configuration.
     """
@@ -51,6 +54,7 @@ class WiringTraits:
     allreduces_per_layer: int
     hidden_allreduces: tuple[int, int]
     with_one_branch: WiringName | None = None
+    awaited_as: WiringName | None = None
     parted_messages: bool = False
 
     @property
@@ -112,6 +116,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
         conjunction=False,
         allreduces_per_layer=2,
         hidden_allreduces=(2, -1),
+        awaited_as="standard",
     ),
     # Kraken's schedule over one stream: each branch reads its own last output at once and the
     # others' a layer later
@@ -124,6 +129,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
         allreduces_per_layer=1,
         hidden_allreduces=(1, -1),
         with_one_branch="standard",
+        awaited_as="standard",
         parted_messages=True,
     ),
     # Kraken's sub-layers and message with the recursion of shared: no conjunction
@@ -147,6 +153,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
         conjunction=False,
         allreduces_per_layer=1,
         hidden_allreduces=(1, -1),
+        awaited_as="standard",
     ),
     # A parallel layer that reads the stream of a layer before
     "lagged-layer": WiringTraits(
@@ -157,6 +164,7 @@ WIRINGS: dict[WiringName, WiringTraits] = {
         conjunction=False,
         allreduces_per_layer=1,
         hidden_allreduces=(1, -1),
+        awaited_as="parallel",
     ),
 }
 

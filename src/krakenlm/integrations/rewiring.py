@@ -88,7 +88,7 @@ def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
 def _function_of(config: ModelConfig) -> tuple[object, ...]:
     """What decides what the same weights compute."""
     branches = config.num_sublayers if config.traits.depends_on_degree else None
-    return config.wiring, branches, config.message_parts
+    return config.wiring, branches, config.message_parts, config.late_layers
 
 
 def _state_of(directory: Path, whole: Shard) -> dict[str, Tensor]:
@@ -104,6 +104,7 @@ def rewire(
     wiring: str | None = None,
     num_sublayers: int | None = None,
     message_parts: int | None = None,
+    late_layers: str | None = None,
 ) -> Rewired:
     """Write the weights of ``source`` to the folder ``out``, as a model of another wiring.
 
@@ -114,6 +115,7 @@ def rewire(
         num_sublayers: branches of the new model; as many as the old one has by default. Wirings
             that do not depend on it are stored as one branch.
         message_parts: of the new model; the old one's by default, where the wiring has any.
+        late_layers: likewise; ``all`` is all of them.
 
     Raises:
         KrakenError: ``source`` is no whole model, its weights do not fit the wiring or cannot be
@@ -122,7 +124,13 @@ def rewire(
     stored = read_config(source)
     branches = stored.num_sublayers if num_sublayers is None else num_sublayers
     try:
-        wanted = rewired(stored, wiring or stored.wiring, branches, message_parts=message_parts)
+        wanted = rewired(
+            stored,
+            wiring or stored.wiring,
+            branches,
+            message_parts=message_parts,
+            late_layers=late_layers,
+        )
     except KrakenError as error:
         raise KrakenError(f"{source}: {error}") from error
     whole = split(wanted, 1)[0]

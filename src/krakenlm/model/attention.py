@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from krakenlm.config import ModelConfig
 from krakenlm.model.cache import KVCache
-from krakenlm.model.layers import BranchLinear, branch_dropout
+from krakenlm.model.layers import BranchLinear, Norm, branch_dropout
+from krakenlm.model.rotary import Rotary, apply_rotary
 
 
 class AttentionCore(Protocol):
@@ -25,13 +26,6 @@ class AttentionCore(Protocol):
     ) -> Tensor:
         """Return o_BTHE. ``module`` tells layer_index, scaling, dropout and group size."""
         ...
-
-
-class Rotary(NamedTuple):
-    """Cosines and sines of the positions at hand, as [B or 1, 1, T, E/2] in float32."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 class Keep:
@@ -91,9 +85,13 @@ class Attention(nn.Module):
             branches,
             config.hidden_size,
             sum(self.widths),
-            branches if config.bias else 0,
+            branches if config.has_qkv_bias else 0,
             config.initializer_range,
         )
+        if config.qk_norm:
+            self.q_norm = _head_norm(config)
+            self.k_norm = _head_norm(config)
+        self.normalises_heads = config.qk_norm
         self.output = BranchLinear(
             branches,
             query_width,
@@ -105,6 +103,8 @@ class Attention(nn.Module):
     def forward(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
         """What attention adds to each branch, as branches_KBTD."""
         q, k, v = self.qkv(x_SBTD).split(self.widths, dim=-1)
+        if self.normalises_heads:
+            q, k = self._normal(self.q_norm, q), self._normal(self.k_norm, k)
         # Fused kernels lay out their output as the queries are: so the output map reads, and keeps
         # for the gradient, that very tensor.
         q_BHTE, k_BGTE, v_BGTE = self._by_token(q), self._by_head(k), self._by_head(v)
@@ -120,6 +120,10 @@ class Attention(nn.Module):
             self.output(o_KBTI), self.dropout, training=self.training, own_streams=self.own_streams
         )
 
+    def _normal(self, norm: Norm, x_KBTI: Tensor) -> Tensor:
+        """Each head of [K, B, T, heads E] normalised by itself."""
+        return norm(self._heads(x_KBTI)).flatten(3)
+
     def _by_token(self, x_KBTI: Tensor) -> Tensor:
         """[K, B, T, heads E] to [B, K heads, T, E], in memory as [B, T, K heads, E]."""
         return self._heads(x_KBTI).permute(1, 2, 0, 3, 4).flatten(2, 3).transpose(1, 2)
@@ -131,6 +135,10 @@ class Attention(nn.Module):
     def _heads(self, x_KBTI: Tensor) -> Tensor:
         """[K, B, T, heads E] to [K, B, T, heads, E]."""
         return x_KBTI.view(*x_KBTI.shape[:-1], -1, self.head_dim)
+
+
+def _head_norm(config: ModelConfig) -> Norm:
+    return Norm(config.norm_sets, config.head_dim, config.norm_eps, bias=False, rms=True)
 
 
 class SdpaCore:
@@ -175,19 +183,3 @@ def causal_attention(
         enable_gqa=q_BHTE.shape[1] > k_BGPE.shape[1],
     )
     return o_BHTE.transpose(1, 2)
-
-
-def rotary(positions_BT: Tensor, head_dim: int, theta: float) -> Rotary:
-    """Rotary angles (arXiv 2104.09864), the two halves of a head forming the pairs."""
-    exponents = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32)
-    frequencies = theta ** (-exponents / head_dim)
-    angles = positions_BT[:, None, :, None].float() * frequencies
-    return Rotary(angles.cos(), angles.sin())
-
-
-def apply_rotary(x_BHTE: Tensor, angles: Rotary) -> Tensor:
-    """Turn each pair (x_e, x_{e + E/2}) by its position's angle; in memory [B, T, H, E]."""
-    cos, sin = (part.transpose(1, 2).to(x_BHTE.dtype) for part in angles)
-    first, second = x_BHTE.transpose(1, 2).chunk(2, dim=-1)
-    turned_BTHE = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned_BTHE.transpose(1, 2)

@@ -237,35 +237,38 @@ class _ShardReader:
         query = config.heads_per_sublayer * config.head_dim
         key = config.kv_heads_per_sublayer * config.head_dim
         up = config.ffn_dim * (2 if config.activation == "swiglu" else 1)
-        for norm in ("norm_1.", "norm_2.")[: config.traits.norms_per_layer]:
+        for norm in ("norm_1.", "norm_2.")[: config.norms_per_layer]:
             yield from self._norm(prefix + norm, streams=config.norm_sets)
         # A bias that is added to a sum over ranks: the first of these ranks brings it.
         own = shard.config.traits.own_norms
         brings_bias = shard.tensor_index == 0 and (own or shard.first == 0)
-        for name, outputs, inputs, rows, columns in (
-            ("attention.qkv", query + 2 * key, d, self._qkv_rows(), None),
-            ("attention.output", d, query, None, self._head_columns()),
-            ("feed_forward.up", up, d, self._up_rows(), None),
-            ("feed_forward.down", d, config.ffn_dim, None, self._ffn_columns()),
+        for name, outputs, rows, has_bias in (
+            ("attention.qkv", query + 2 * key, self._qkv_rows(), config.has_qkv_bias),
+            ("feed_forward.up", up, self._up_rows(), config.bias),
         ):
-            weight, bias = f"{prefix}{name}.weight", f"{prefix}{name}.bias"
-            if rows is not None:
-                yield self._cut(weight, (n, outputs, inputs), rows, axis=1)
-                if config.bias:
-                    yield self._cut(bias, (n, outputs), rows, axis=1)
-            else:
-                assert columns is not None
-                yield self._cut(weight, (n, outputs, inputs), columns, axis=2)
-                if config.bias:
-                    yield self._bias(bias, brings_bias, config.norm_sets, outputs)
+            yield self._cut(f"{prefix}{name}.weight", (n, outputs, d), rows, axis=1)
+            if has_bias:
+                yield self._cut(f"{prefix}{name}.bias", (n, outputs), rows, axis=1)
+        for name, inputs, columns in (
+            ("attention.output", query, self._head_columns()),
+            ("feed_forward.down", config.ffn_dim, self._ffn_columns()),
+        ):
+            yield self._cut(f"{prefix}{name}.weight", (n, d, inputs), columns, axis=2)
+            if config.bias:
+                yield self._bias(f"{prefix}{name}.bias", brings_bias, config.norm_sets, d)
+        for norm in ("q_norm", "k_norm") if config.qk_norm else ():
+            yield self._sets(f"{prefix}attention.{norm}.weight", config.norm_sets, config.head_dim)
 
     def _norm(self, prefix: str, streams: int) -> Iterator[tuple[str, Tensor]]:
         config = self._config
-        # A stream's norms go with its sub-layer; one shared by all branches is everywhere.
-        read = self._branches if streams == config.num_sublayers > 1 else self._whole
-        yield read(prefix + "weight", streams, config.hidden_size)
+        yield self._sets(prefix + "weight", streams, config.hidden_size)
         if config.bias and config.norm == "layernorm":
-            yield read(prefix + "bias", streams, config.hidden_size)
+            yield self._sets(prefix + "bias", streams, config.hidden_size)
+
+    def _sets(self, name: str, sets: int, width: int) -> tuple[str, Tensor]:
+        """A stream's norm goes with its sub-layer; one shared by all branches is everywhere."""
+        read = self._branches if sets == self._config.num_sublayers > 1 else self._whole
+        return read(name, sets, width)
 
     def _whole(self, name: str, *shape: int) -> tuple[str, Tensor]:
         return name, self._copy(f"model.{name}", shape, slice(None))

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from krakenlm.config import ModelConfig
-from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep, rotary
+from krakenlm.config import ModelConfig, layer_runs
+from krakenlm.model.attention import Attention, AttentionContext, AttentionCore, Keep
 from krakenlm.model.channels import Channels
 from krakenlm.model.feed_forward import FeedForward
 from krakenlm.model.layers import BranchLinear, Embedding, Norm, sum_in_groups
 from krakenlm.model.reduce import Reducer, ScaledReducer
-from krakenlm.model.wiring import WIRING_FUNCTIONS, Block, Pass, run
+from krakenlm.model.rotary import rotary
+from krakenlm.model.wiring import Block, Pass, run, wired
 
 BlockWrapper = Callable[[int, Block], Block]
 
@@ -34,7 +35,8 @@ class Layer(nn.Module):
         output_std = config.initializer_range * outputs_that_meet**-0.5
         self.norm_1 = _norm(config, config.norm_sets)
         self.attention = Attention(config, layer_index, output_std)
-        if config.traits.norms_per_layer == 2:
+        self.has_two_norms = config.norms_per_layer == 2
+        if self.has_two_norms:
             self.norm_2 = _norm(config, config.norm_sets)
         self.feed_forward = FeedForward(config, output_std)
 
@@ -47,10 +49,14 @@ class Layer(nn.Module):
         return self.feed_forward(self.norm_2(x_SBTD))
 
     def attend_and_feed(self, x_SBTD: Tensor, context: AttentionContext) -> Tensor:
-        """Attention and feed-forward network on one norm's output, branches_KBTD."""
+        """Attention and feed-forward network side by side, each on its norm, branches_KBTD."""
         normal_SBTD = self.norm_1(x_SBTD)
-        kept_SBTD = normal_SBTD if context.keep is None else context.keep(normal_SBTD)
-        return self.attention(normal_SBTD, context) + self.feed_forward(kept_SBTD)
+        kept_SBTD = x_SBTD if self.has_two_norms else normal_SBTD
+        if context.keep is not None:
+            kept_SBTD = context.keep(kept_SBTD)
+        a_KBTD = self.attention(normal_SBTD, context)
+        fed = self.feed if self.has_two_norms else self.feed_forward
+        return a_KBTD + fed(kept_SBTD)
 
 
 class Conjunction(BranchLinear):
@@ -152,7 +158,7 @@ class Decoder(nn.Module):
         if config.position == "learned":
             x_BTD = x_BTD + self.embed_positions(positions_BT)
         else:
-            turns = rotary(positions_BT, config.head_dim, config.rope_theta)
+            turns = rotary(positions_BT, config)
         x_BTD = F.dropout(x_BTD, config.dropout, self.training)
         recompute = self.gradient_checkpointing and self.training
         whole, last = AttentionContext(core, turns, None), AttentionContext(core, turns, keep)
@@ -171,8 +177,7 @@ class Decoder(nn.Module):
             blocks = [wrap(index, block) for index, block in enumerate(blocks)]
         if config.traits.own_streams and config.sum_scale != 1.0:
             reducer = ScaledReducer(reducer, config.sum_scale)
-        wiring = WIRING_FUNCTIONS[config.wiring]
-        return wiring(blocks, x_BTD.unsqueeze(0), reducer, self._join)
+        return wired(layer_runs(config), blocks, x_BTD.unsqueeze(0), reducer, self._join)
 
     def finish(self, x_1BTD: Tensor) -> Tensor:
         """What the output head reads, h_BTD."""

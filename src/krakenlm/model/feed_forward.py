@@ -1,4 +1,4 @@
-"""The feed-forward network of all local branches at once: GELU or SwiGLU.
+"""The feed-forward network of all local branches at once: GELU of either form, or SwiGLU.
 
 Shape letters: see ``krakenlm.model``.
 """
@@ -23,9 +23,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, output_std: float) -> None:
         super().__init__()
         branches = config.num_sublayers
-        self.activate: Callable[[Tensor], Tensor] = (
-            swiglu if config.activation == "swiglu" else gelu
-        )
+        self.activate = ACTIVATIONS[config.activation]
         self.dropout = config.dropout
         self.own_streams = config.traits.own_streams
         # With SwiGLU the gate's rows come first, then the up map's.
@@ -60,7 +58,19 @@ def gelu(up_KBTF: Tensor) -> Tensor:
     return F.gelu(up_KBTF, approximate="tanh")
 
 
+def gelu_exact(up_KBTF: Tensor) -> Tensor:
+    """GELU by the error function, as GPT-NeoX has it."""
+    return F.gelu(up_KBTF)
+
+
 def swiglu(gate_and_up_KBTF: Tensor) -> Tensor:
     """silu(gate) * up, from both side by side."""
     gate_KBTF, up_KBTF = gate_and_up_KBTF.chunk(2, dim=-1)
     return F.silu(gate_KBTF) * up_KBTF
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu-exact": gelu_exact,
+    "swiglu": swiglu,
+}

@@ -118,7 +118,10 @@ class Norm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x_SBTD: Tensor) -> Tensor:
-        """Normalise over D; one incoming stream fans out to all sets of weights."""
+        """Normalise over D; one incoming stream fans out to all sets of weights.
+
+        There may be more axes before D, as that over heads.
+        """
         if self.weight.shape[0] == 1:
             bias_D = None if self.bias is None else self.bias[0]
             return self._normalise(x_SBTD, self.weight[0], bias_D)
@@ -127,10 +130,11 @@ class Norm(nn.Module):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self._normalise_each(x_SBTD)
         normal_SBTD = self._normalise(x_SBTD, None, None)
-        weight_S11D = self.weight[:, None, None, :]
+        shape = (self.weight.shape[0], *(1,) * (x_SBTD.dim() - 2), self.weight.shape[1])
+        weight_S11D = self.weight.view(shape)
         if self.bias is None:
             return normal_SBTD * weight_S11D
-        return torch.addcmul(self.bias[:, None, None, :], normal_SBTD, weight_S11D)
+        return torch.addcmul(self.bias.view(shape), normal_SBTD, weight_S11D)
 
     def _normalise(self, x: Tensor, weight_D: Tensor | None, bias_D: Tensor | None) -> Tensor:
         if self.rms:
@@ -140,7 +144,7 @@ class Norm(nn.Module):
     def _normalise_each(self, x_SBTD: Tensor) -> Tensor:
         weights = self.weight.unbind()
         biases = [None] * len(weights) if self.bias is None else self.bias.unbind()
-        streams = x_SBTD.expand(len(weights), -1, -1, -1).unbind()
+        streams = x_SBTD.expand(len(weights), *x_SBTD.shape[1:]).unbind()
         return torch.stack(
             [self._normalise(*each) for each in zip(streams, weights, biases, strict=True)]
         )

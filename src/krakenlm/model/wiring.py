@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from krakenlm.config import WIRINGS, WiringName
+from krakenlm.config import WIRINGS, LayerRun, WiringName
 from krakenlm.model.channels import Channels
 from krakenlm.model.reduce import Pending, Reducer
 
@@ -263,3 +263,26 @@ WIRING_FUNCTIONS: dict[WiringName, Wiring] = {
 }
 
 assert WIRING_FUNCTIONS.keys() == WIRINGS.keys()
+
+
+def wired(
+    runs: Sequence[LayerRun], blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
+) -> Pass:
+    """All blocks, each run of them joined by its own wiring."""
+    if len(runs) == 1:
+        return WIRING_FUNCTIONS[runs[0].wiring](blocks, x_1BTD, reducer, join)
+    return _in_turn(runs, blocks, x_1BTD, reducer, join)
+
+
+def _in_turn(
+    runs: Sequence[LayerRun], blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
+) -> Pass:
+    """Run after run: wirings that share a model begin with one stream and end with one."""
+    for wiring, layers in runs:
+        function = WIRING_FUNCTIONS[wiring]
+        for result in function(blocks[layers.start : layers.stop], x_1BTD, reducer, join):
+            if result is None:
+                yield None
+            else:
+                x_1BTD = result
+    yield x_1BTD

@@ -15,8 +15,9 @@ import torch
 
 from krakenlm.config import ModelConfig
 from krakenlm.errors import KrakenError
-from krakenlm.model.attention import AttentionContext, SdpaCore, rotary
+from krakenlm.model.attention import AttentionContext, SdpaCore
 from krakenlm.model.decoder import Layer, initialise_module
+from krakenlm.model.rotary import rotary
 from krakenlm.model.shard import Shard, split, units_of
 
 Placement = tuple[int, ...] | Literal["auto"] | None
@@ -123,7 +124,7 @@ def measure_unit(shard: Shard, device: torch.device, dtype: torch.dtype, *, toke
     turns = None
     if config.position == "rope":
         positions_BT = torch.arange(tokens, device=device)[None]
-        turns = rotary(positions_BT, config.head_dim, config.rope_theta)
+        turns = rotary(positions_BT, config)
     context = AttentionContext(SdpaCore(), turns)
     seconds = []
     for _ in range(_WARM_UP_RUNS + _TIMED_RUNS):

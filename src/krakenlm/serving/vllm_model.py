@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from krakenlm.config import ModelConfig, with_sublayers
+from krakenlm.config import ModelConfig, allreduces, hidden_allreduces, with_sublayers
 from krakenlm.model.attention import Attention
 from krakenlm.model.checkpoint import stream_shard
 from krakenlm.model.decoder import Decoder
@@ -170,8 +170,7 @@ def checkpoint_directory(vllm_config: api.VllmConfig) -> Path:
 
 def _slots(config: ModelConfig, options: ServingOptions) -> range:
     """Make the carriers of a forward pass's sums; returns their slots."""
-    layers = config.num_hidden_layers
-    count, hidden = config.traits.allreduces(layers), config.traits.hidden(layers)
+    count, hidden = allreduces(config), hidden_allreduces(config)
     overlap = options.overlap
     if overlap == "auto":
         overlap = "async" if hidden > 0 else "sync"
