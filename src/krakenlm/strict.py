@@ -186,6 +186,8 @@ def _fitting(hint: Any, name: str, value: Any) -> Any:
         return value if isinstance(value, hint) else from_plain(hint, value, name)
     if hint is float and type(value) is int:
         return float(value)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
     if type(value) is not (get_origin(hint) or hint):
         # A TOML or JSON file has lists where the fields have tuples.
         wanted = "list" if get_origin(hint) is tuple else getattr(hint, "__name__", hint)

@@ -607,7 +607,9 @@ def test_two_norms_of_a_parallel_layer_fit_every_wiring_with_two() -> None:
     neox = GROUPED.replace(wiring="parallel", parallel_norms=2)
     assert rewired(neox, "lagged-layer", 1).norms_per_layer == 2
     assert rewired(neox, "shared", 2).norms_per_layer == 2
-    with pytest.raises(ConfigError, match=r"has 1 norms a layer.*use one of parallel, lagged-layer"):
+    with pytest.raises(
+        ConfigError, match=r"has 1 norms a layer.*use one of parallel, lagged-layer"
+    ):
         rewired(neox.replace(parallel_norms=1), "shared", 2)
     assert count_parameters(neox) == count_parameters(neox.replace(wiring="standard"))
 

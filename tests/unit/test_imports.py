@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport"}),
     frozenset({"engine", "integrations"}),
     frozenset({"train", "eval", "plan", "bench"}),
-    frozenset({"demo", "serving"}),
+    frozenset({"adapt", "demo", "serving"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

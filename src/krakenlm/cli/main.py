@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from krakenlm.cli import (
+    adapt,
     bench,
     bench_serve,
     compare,
@@ -47,6 +48,7 @@ for command in (
     perplexity.perplexity,
     generate.generate,
     convert.convert,
+    adapt.adapt,
 ):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

@@ -9,7 +9,9 @@ from krakenlm.config.costs import (
 from krakenlm.config.derivation import Rule, derive, relative_difference
 from krakenlm.config.layer_ranges import format_layers, parse_layers
 from krakenlm.config.layouts import (
+    awaited,
     finest_layout,
+    in_branches,
     laid_out,
     rewired,
     with_sublayers,
@@ -45,11 +47,13 @@ __all__ = [
     "allreduce_bytes_per_token",
     "allreduces",
     "are_hidden",
+    "awaited",
     "count_parameters",
     "derive",
     "finest_layout",
     "format_layers",
     "hidden_allreduces",
+    "in_branches",
     "kv_cache_bytes_per_token",
     "laid_out",
     "layer_runs",

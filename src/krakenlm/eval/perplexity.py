@@ -172,6 +172,7 @@ def sum_of_losses(
     batch_size: int,
     stride: int | None = None,
     eos_id: int | None = None,
+    shown: bool = True,
 ) -> tuple[float, int]:
     """The negative log-likelihood of tokens in nats, and how many tokens it is of.
 
@@ -182,11 +183,14 @@ def sum_of_losses(
         batch_size: windows computed at once.
         stride: tokens between the beginnings of windows; ``window - 1`` if not given.
         eos_id: the token that ends a document, where documents are taken one by one.
+        shown: with a progress bar.
     """
     stride = window - 1 if stride is None else stride
     windows = windows_of(tokens, window=window, stride=stride, eos_id=eos_id)
     total, predicted = 0.0, 0
-    with progress_bar("loss {task.fields[loss]}") as progress:
+    bar = progress_bar("loss {task.fields[loss]}")
+    bar.disable = not shown
+    with bar as progress:
         task = progress.add_task("tokens", total=len(tokens) - (eos_id is None), loss="-")
         for batch in batches(windows, batch_size):
             ids_BT = torch.from_numpy(padded(tokens, batch, eos_id)).to(model.device)

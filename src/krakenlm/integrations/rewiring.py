@@ -4,10 +4,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from krakenlm.config import ModelConfig, laid_out, rewired, with_sublayers
+from krakenlm.config import ModelConfig, in_branches, laid_out, rewired, with_sublayers
 from krakenlm.errors import KrakenError
 from krakenlm.files import whole_directory, write_json
 from krakenlm.model.checkpoint import read_config, read_shard, stored_dtype
@@ -61,8 +62,8 @@ def state_as(directory: Path, config: ModelConfig) -> dict[str, Tensor] | None:
     return _state_of(directory, split(chosen, 1)[0])
 
 
-def lay_out(directory: Path, num_sublayers: int) -> None:
-    """Store a model folder's weights, in their place, as another number of branches.
+def lay_out(directory: Path, num_sublayers: int, dtype: torch.dtype | None = None) -> None:
+    """Store a model folder's weights, in their place, as another number of branches or type.
 
     The caller sees to it that nobody finds the folder half changed.
 
@@ -70,15 +71,22 @@ def lay_out(directory: Path, num_sublayers: int) -> None:
         KrakenError: ``directory`` is no whole model, or its weights cannot be divided so.
     """
     stored = read_config(directory)
-    if num_sublayers == stored.num_sublayers:
+    if num_sublayers == stored.num_sublayers and dtype in (None, stored_dtype(directory)):
         return
     wanted = laid_out(stored, num_sublayers)
-    state = _state_of(directory, split(wanted, 1)[0])
+    state = _state_of(directory, split(wanted, 1)[0], dtype)
     for path in directory.glob("model*.safetensors*"):
         path.unlink()
     _write_weights(state, directory)
     file = directory / "config.json"
     write_json(file, {**read_json(file, "save the model again"), **wanted.to_hf_dict()})
+
+
+def carry_over(source: Path, folder: Path) -> None:
+    """Put into a model folder what another holds beside weights: tokenizer, chat template."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
+            shutil.copyfile(path, folder / path.name)
 
 
 def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
@@ -91,8 +99,25 @@ def _function_of(config: ModelConfig) -> tuple[object, ...]:
     return config.wiring, branches, config.message_parts, config.late_layers
 
 
-def _state_of(directory: Path, whole: Shard) -> dict[str, Tensor]:
-    state = read_shard(directory, whole, stored_dtype(directory))
+def state_for(
+    directory: Path, config: ModelConfig, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors laid out for a configuration of the same weights.
+
+    Args:
+        directory: a model folder.
+        config: of ``KrakenForCausalLM``, whose names the tensors get; see
+            ``krakenlm.config.rewired``.
+        dtype: what they are turned into; by default they keep theirs.
+
+    Raises:
+        KrakenError: ``directory`` is no whole model.
+    """
+    return _state_of(directory, split(in_branches(config), 1)[0], dtype)
+
+
+def _state_of(directory: Path, whole: Shard, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    state = read_shard(directory, whole, dtype or stored_dtype(directory))
     names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
     return {names[name]: tensor for name, tensor in state.items()}
 
@@ -137,9 +162,7 @@ def rewire(
     with whole_directory(out) as folder:
         write_json(folder / "config.json", whole.local_config.to_hf_dict())
         _write_weights(_state_of(source, whole), folder)
-        for path in sorted(Path(source).iterdir()):
-            if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
-                shutil.copyfile(path, folder / path.name)
+        carry_over(Path(source), folder)
     return Rewired(
         config=whole.local_config,
         before=f"{stored.wiring}, {stored.num_sublayers} sub-layers",

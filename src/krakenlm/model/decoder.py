@@ -88,6 +88,8 @@ class Decoder(nn.Module):
     Attributes:
         degree: the N that is computed with. Where N is a choice it may be set to a number that
             divides the configuration's: the numbers are those of the same weights laid out for it.
+        runs: which wiring joins which layers. It may be set to that of another choice of late
+            layers of the same wiring, see ``krakenlm.config.layer_runs``.
     """
 
     def __init__(self, config: ModelConfig, embed_tokens: nn.Module | None = None) -> None:
@@ -95,6 +97,7 @@ class Decoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.degree = config.num_sublayers
+        self.runs = layer_runs(config)
         self.embed_tokens: Any = embed_tokens or Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
@@ -177,7 +180,7 @@ class Decoder(nn.Module):
             blocks = [wrap(index, block) for index, block in enumerate(blocks)]
         if config.traits.own_streams and config.sum_scale != 1.0:
             reducer = ScaledReducer(reducer, config.sum_scale)
-        return wired(layer_runs(config), blocks, x_BTD.unsqueeze(0), reducer, self._join)
+        return wired(self.runs, blocks, x_BTD.unsqueeze(0), reducer, self._join)
 
     def finish(self, x_1BTD: Tensor) -> Tensor:
         """What the output head reads, h_BTD."""

@@ -57,6 +57,15 @@ def check_sharding(settings: Training, ranks: int, *, use_cpu: bool) -> None:
         )
 
 
+def check_adaptation(settings: Training, ranks: int) -> None:
+    """Refuse what an adapted model, which shares weights with its teacher, cannot do."""
+    if settings.parallel == "fsdp" and ranks > 1:
+        raise KrakenError(
+            "parallel='fsdp' cannot divide weights that a model and its teacher share: use "
+            "parallel='ddp'"
+        )
+
+
 def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
     """Refuse a checkpoint that was damaged after it was written."""
     path = checkpoint / "model.safetensors"

@@ -29,6 +29,7 @@ class _Derivation:
     head_dim: int = 0
     kv_heads: int = 0
     message_parts: int = 1
+    late_layers: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,20 +148,48 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Adaptation:
+    """The ``[adapt]`` table: go on from a trained model, and learn from it as it was.
+
+    Layers before the first late one compute what they did, and are not trained.
+
+    Attributes:
+        teacher: the folder of a model with the same weights whose sums are awaited.
+        layerwise_steps: the first steps, in which each layer learns the output that it had; after
+            them the logits are learned, by KL divergence.
+        layerwise_weight: of the layers' loss beside that of the logits.
+        train_embeddings: train the embedding and the head as well.
+    """
+
+    teacher: Path
+    layerwise_steps: int = 0
+    layerwise_weight: float = 0.0
+    train_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _need("layerwise_steps", self.layerwise_steps, self.layerwise_steps >= 0, "0 or more")
+        weight = self.layerwise_weight
+        _need("layerwise_weight", weight, 0 <= weight < float("inf"), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """A whole training run.
 
     Attributes:
-        model: the configuration to start from, untrained, and the layout of the finished model.
+        model: the configuration to start from, and the layout of the finished model.
         data: a folder that ``krakenlm prepare`` wrote.
         output: the run's folder.
-        training: everything else.
+        training: how.
+        adapt: where it starts from the weights of a trained model.
     """
 
     model: ModelConfig
     data: Path
     output: Path
     training: Training
+    adapt: Adaptation | None = None
 
     def __post_init__(self) -> None:
         assert self.trained_model  # refuses numbers that do not fit the model
@@ -178,7 +207,12 @@ class Recipe:
             "data": str(self.data),
             "output": str(self.output),
             "training": dataclasses.asdict(self.training),
+            "adapt": None if self.adapt is None else _plain(self.adapt),
         }
+
+
+def _plain(adaptation: Adaptation) -> dict[str, Any]:
+    return {**dataclasses.asdict(adaptation), "teacher": str(adaptation.teacher)}
 
 
 def read_recipe(
@@ -215,6 +249,32 @@ def read_recipe(
         raise KrakenError(f"{shown}: {error}") from error
 
 
+def with_overrides(recipe: Recipe, overrides: Sequence[str], tables: Sequence[str]) -> Recipe:
+    """A recipe with other values.
+
+    Args:
+        recipe: to begin with.
+        overrides: as ``read_recipe`` takes them.
+        tables: that they may name.
+
+    Raises:
+        KrakenError: a key or a value is wrong; the message names it.
+    """
+    values = recipe.to_dict()
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        table = _SHORT_NAMES.get(key, key).partition(".")[0]
+        if table not in tables:
+            raise KrakenError(
+                f"--set {override}: give a key of {' or '.join(tables)}, such as {tables[0]}.seed=1"
+            )
+        _override(values, override)
+    try:
+        return _resolve(values, lambda data: recipe.model.vocab_size)
+    except KrakenError as error:
+        raise KrakenError(f"--set {' --set '.join(overrides)}: {error}") from error
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     """Put one ``KEY=VALUE`` into the tables; whether the key is known is asked afterwards."""
     key, equals, text = override.partition("=")
@@ -242,7 +302,7 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
 
     ``base`` names a size, and all other keys are fields of ``ModelConfig``. A table ``derive``
     turns that standard model into its Kraken match: ``sublayers``, and as `krakenlm derive` takes
-    them ``rule``, ``wiring``, ``head_dim``, ``kv_heads`` and ``message_parts``.
+    them ``rule``, ``wiring``, ``head_dim``, ``kv_heads``, ``message_parts`` and ``late_layers``.
     """
     fields = dict(table)
     base, derivation = fields.pop("base", None), fields.pop("derive", None)
@@ -266,18 +326,19 @@ def model_from_table(table: Mapping[str, Any]) -> ModelConfig:
         head_dim=wanted.head_dim,
         kv_heads=wanted.kv_heads,
         message_parts=wanted.message_parts,
+        late_layers=wanted.late_layers,
     )
 
 
 def _resolve(values: Mapping[str, Any], vocab_size_of: Callable[[Path], int]) -> Recipe:
-    refuse_unknown(values, {"model", "data", "output", "training"})
+    refuse_unknown(values, {"model", "data", "output", "training", "adapt"})
     for key in ("model", "data", "output", "training"):
         if key not in values:
             raise KrakenError(f"{key} is missing: see recipes/ for an example")
     for key, kind in (("data", str), ("output", str), ("model", dict), ("training", dict)):
         if not isinstance(values[key], kind):
             raise KrakenError(f"{key}={values[key]!r}: needs a {kind.__name__}")
-    data = Path(values["data"])
+    data, adapt = Path(values["data"]), values.get("adapt")
     model_table = dict(values["model"])
     model_table.setdefault("vocab_size", vocab_size_of(data))
     return Recipe(
@@ -285,6 +346,7 @@ def _resolve(values: Mapping[str, Any], vocab_size_of: Callable[[Path], int]) ->
         data=data,
         output=Path(values["output"]),
         training=from_plain(Training, values["training"], "[training]"),
+        adapt=None if adapt is None else from_plain(Adaptation, adapt, "[adapt]"),
     )
 
 

@@ -218,7 +218,9 @@ def resolved_recipe(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     keys = {field.name for field in dataclasses.fields(Recipe)} | {_DATA}
-    return values if isinstance(values, dict) and values.keys() == keys else None
+    # Runs of earlier versions adapt nothing.
+    is_recipe = isinstance(values, dict) and {*values, "adapt"} == keys
+    return {"adapt": None, **values} if is_recipe else None
 
 
 @dataclass(frozen=True)

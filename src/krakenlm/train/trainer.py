@@ -1,7 +1,7 @@
 """Training with Hugging Face's Trainer: a recipe becomes a run, a run becomes a model."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,39 +10,35 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
-from krakenlm.config import MODEL_TYPE, count_parameters, training_flops_per_token
+from krakenlm.config import count_parameters, training_flops_per_token
 from krakenlm.console import notes
-from krakenlm.data.manifest import Manifest
-from krakenlm.data.same_tokenizer import check_own_tokenizer
+from krakenlm.data.same_tokenizer import check_model_tokenizer, check_own_tokenizer
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
 from krakenlm.errors import KrakenError, trying
 from krakenlm.files import disk_errors, whole_directory, write_json
-from krakenlm.integrations.hf_trainer import checkpoint_activations, let_compile, use_one_gpu
-from krakenlm.integrations.rewiring import lay_out
+from krakenlm.integrations.hf_trainer import let_compile, use_one_gpu
+from krakenlm.integrations.rewiring import carry_over, lay_out
+from krakenlm.model.checkpoint import stored_dtype
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
 from krakenlm.train.checks import (
+    check_adaptation,
     check_checkpoint,
     check_machine,
     check_sharding,
     sequence_length,
 )
 from krakenlm.train.degrees import Degrees
+from krakenlm.train.distillation import DistillingTrainer
 from krakenlm.train.history import History
 from krakenlm.train.loop import LoopTrainer, seconds_before
 from krakenlm.train.meter import Meter, peak_flops_here
+from krakenlm.train.models import check_teacher, start_model, teacher_of
 from krakenlm.train.ranks import Ranks, joined, share
 from krakenlm.train.recipe import Recipe, Training
 from krakenlm.train.run_folder import RunFolder, step_of
@@ -133,6 +129,12 @@ def _claim(
     sequence_length(recipe, training, validation)
     check_own_tokenizer(recipe.data, training.manifest, insist=other_tokenizer)
     check_machine(recipe.training)
+    if recipe.adapt is not None:
+        check_teacher(recipe.adapt, recipe.model)
+        check_adaptation(recipe.training, ranks)
+        check_model_tokenizer(
+            recipe.data, training.manifest, recipe.adapt.teacher, insist=other_tokenizer
+        )
     check_sharding(recipe.training, ranks, use_cpu=_use_cpu(recipe.training))
     share(recipe.training.batch_size, recipe.training.gradient_accumulation, ranks)
     recipe = run.claim(recipe, training.manifest, restart=restart, extend=extend)
@@ -207,11 +209,14 @@ def _make_trainer(
     settings, degrees = recipe.training, Degrees.of(recipe)
     if settings.compile:
         let_compile(_VERSIONS_COMPILED * len(degrees.drawn_from))
-    model = _make_model(recipe, training.manifest)
-    trainer = LoopTrainer(
-        run,
-        ranks,
-        meter,
+    model = start_model(recipe, training.manifest)
+    make: Callable[..., LoopTrainer] = LoopTrainer
+    if recipe.adapt is not None:
+        make = partial(DistillingTrainer, teacher_of(model), recipe.adapt)
+    trainer = make(
+        run=run,
+        ranks=ranks,
+        meter=meter,
         schedule_steps=settings.scheduled_steps,
         degrees=degrees,
         model=model,
@@ -224,21 +229,6 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it
     return trainer
-
-
-def _make_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
-    torch.manual_seed(recipe.training.seed)
-    config = AutoConfig.for_model(
-        MODEL_TYPE,
-        **recipe.trained_model.to_dict(),
-        bos_token_id=manifest.eos_id,
-        eos_token_id=manifest.eos_id,
-        pad_token_id=manifest.eos_id,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    if recipe.training.gradient_checkpointing:
-        checkpoint_activations(model)
-    return model
 
 
 def _arguments(
@@ -373,4 +363,7 @@ def _save_model(trainer: LoopTrainer, recipe: Recipe, run: RunFolder, ranks: Ran
     with whole_directory(run.model, replace=True) as folder:
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and not needed
-        lay_out(folder, recipe.model.num_sublayers)
+        kept = None if recipe.adapt is None else stored_dtype(recipe.adapt.teacher)
+        lay_out(folder, recipe.model.num_sublayers, kept)
+        if recipe.adapt is not None:
+            carry_over(recipe.adapt.teacher, folder)

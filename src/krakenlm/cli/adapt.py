@@ -1,0 +1,198 @@
+"""``krakenlm adapt``: a trained model's sums out of sight, with little training."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from krakenlm.cli.options import OneDeviceOption, positive_numbers
+from krakenlm.errors import KrakenError
+
+if TYPE_CHECKING:
+    from krakenlm.adapt.report import AdaptReport
+    from krakenlm.bench.latency import Setup
+    from krakenlm.eval.report import EvalReport
+
+
+def adapt(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="The folder of a model; `convert` brings one in."),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Text to learn from, prepared with the model's own tokenizer."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Gets the run with the adapted model, and adapt.json."),
+    ],
+    wiring: Annotated[str, typer.Option(help="shared, lagged, lagged-layer or ladder.")] = "shared",
+    sublayers: Annotated[
+        str,
+        typer.Option(
+            "--sublayers",
+            "-n",
+            metavar="N|LIST",
+            help="N; of shared a list such as 1,2,3, from which each step draws, makes one model "
+            "for each of these numbers.",
+        ),
+    ] = "2",
+    message_parts: Annotated[
+        int, typer.Option(help="Of shared: groups of channels, of which each layer sums one.")
+    ] = 1,
+    late: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT|LAYERS",
+            help="How many layers become late, those that mind least; or which, such as 8-29.",
+            show_default="all",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="As many layers as keep the perplexity before training within this: '+30%'.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="To learn from.")] = 2_000_000,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Of the run's recipe, such as training.lr=1e-4 or adapt.layerwise_steps=0; may be "
+            "given several times.",
+        ),
+    ] = None,
+    sample: Annotated[
+        str,
+        typer.Option(
+            metavar="WINDOWSxTOKENS", help="Held-out text that layers and models are measured on."
+        ),
+    ] = "4x512",
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Compare perplexities on this prepared text as well; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    superglue: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="SuperGLUE's official files, to score original, rewired and adapted zero-shot.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Examples of each SuperGLUE task at most.", show_default="all"),
+    ] = None,
+    links: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--link",
+            metavar="real|LINK",
+            help="Time the first token of original and adapted over this link, such as "
+            "gbps=1,latency_us=50; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes to time with.", show_default="N")
+    ] = None,
+    device: OneDeviceOption = "auto",
+) -> None:
+    """Make a trained model's layers late, and train it to be what it was.
+
+    An interrupted call goes on where it stopped.
+    """
+    from krakenlm.adapt.plan import Plan
+    from krakenlm.adapt.probe import Sample
+    from krakenlm.adapt.results import Measuring
+    from krakenlm.adapt.run import adapt as run_adaptation
+
+    numbers = positive_numbers("--sublayers", sublayers)
+    if tokens < 1:
+        raise KrakenError(f"--tokens {tokens}: needs 1 or more")
+    plan = Plan.of(
+        model,
+        data,
+        out,
+        wiring=wiring,
+        sublayers=numbers,
+        message_parts=message_parts,
+        late=late,
+        budget=budget,
+        tokens=tokens,
+        overrides=overrides or (),
+    )
+    measuring = Measuring(
+        sample=Sample.parse(sample, data),
+        others=tuple(Sample.parse(sample, folder) for folder in also or ()),
+        superglue=None if superglue is None else _scorer(superglue, limit, device),
+        setups=tuple(
+            _setup(link, devices or max(numbers), plan.config.max_position_embeddings)
+            for link in links or ()
+        ),
+        device=device,
+    )
+    report = run_adaptation(plan, measuring, ["krakenlm", *sys.argv[1:]])
+    _show(report, plan.run / "model")
+
+
+def _scorer(folder: Path, limit: int | None, device: str) -> "Callable[[Path], EvalReport]":
+    from krakenlm.eval.harness import evaluate, require_harness, with_transformers
+    from krakenlm.eval.official import chosen_tasks
+
+    require_harness()
+    tasks = chosen_tasks("superglue")
+
+    def score(model: Path) -> "EvalReport":
+        load = with_transformers(model, device)
+        return evaluate(model, tasks, data_dir=folder, limit=limit, load=load)
+
+    return score
+
+
+def _setup(link: str, devices: int, context: int) -> "Setup":
+    from krakenlm.bench.latency import Setup
+    from krakenlm.environment import cores_here
+    from krakenlm.transport.links import Link
+
+    return Setup(
+        devices=devices,
+        input_len=min(512, context - 1),
+        output_len=1,
+        link=Link.parse(link),
+        emulate_peers=devices > len(cores_here()) and link != "real",
+        sums_alone=False,
+    )
+
+
+def _show(report: "AdaptReport", model: Path) -> None:
+    from rich.table import Table
+
+    from krakenlm.bench.tables import WIDTH, latency_table
+    from krakenlm.console import console_for_tables, results
+
+    table = Table(title="Perplexity of held-out text", title_justify="left")
+    for heading in ("", "original", "rewired", "adapted", "over original"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for data, found in report.perplexity.items():
+        rise = found["adapted"] / found["original"] - 1
+        table.add_row(data, *(f"{value:.2f}" for value in found.values()), f"{100 * rise:+.1f}%")
+    console = console_for_tables(WIDTH)
+    console.print(table)
+    for latency in report.latency:
+        console.print(latency_table(latency))
+    results.print(f"{model}", markup=False)
