@@ -1,8 +1,10 @@
 """What is asked of ``krakenlm adapt``, checked before anything is loaded."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from krakenlm.adapt.sensitivity import Late
 from krakenlm.config import ModelConfig, format_layers, rewired
@@ -10,6 +12,11 @@ from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config
 from krakenlm.train.models import check_teacher
 from krakenlm.train.recipe import Adaptation, Recipe, Training, with_overrides
+
+# Tokens of a sequence, and how a model is trained that only has to find back to what it was.
+_SEQUENCE = 256
+_AS_TOKENS_SAY = 10**9
+_HOW: dict[str, Any] = {"learning_rate": 2e-4, "weight_decay": 0.0, "keep_checkpoints": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +98,37 @@ class Plan:
         Raises:
             KrakenError: an override that does not fit.
         """
-        length = min(256, self.config.max_position_embeddings)
-        steps = max(1, round(self.tokens / (8 * length)))
-        training = Training(
-            steps=steps,
+        model = self.config.replace(late_layers=format_layers(late))
+        length = min(_SEQUENCE, model.max_position_embeddings)
+        asked = Training(
+            steps=_AS_TOKENS_SAY,
             batch_size=8,
             sequence_length=length,
-            learning_rate=2e-4,
+            sublayers=self.sublayers if len(self.sublayers) > 1 else None,
+            **_HOW,
+        )
+        settings = self._recipe(model, asked).training
+        steps = settings.steps
+        if steps == _AS_TOKENS_SAY:
+            steps = max(
+                1, round(self.tokens / settings.sequences_per_step / settings.sequence_length)
+            )
+        followed = dataclasses.replace(
+            settings,
+            steps=steps,
             warmup_steps=steps // 20,
-            weight_decay=0.0,
             log_every=max(1, steps // 100),
             eval_every=max(1, steps // 10),
             save_every=max(1, steps // 20),
-            keep_checkpoints=1,
-            sublayers=self.sublayers if len(self.sublayers) > 1 else None,
         )
+        return self._recipe(model, followed, layerwise_steps=steps // 10)
+
+    def _recipe(self, model: ModelConfig, training: Training, layerwise_steps: int = 0) -> Recipe:
         recipe = Recipe(
-            model=self.config.replace(late_layers=format_layers(late)),
+            model=model,
             data=self.data,
             output=self.run,
             training=training,
-            adapt=Adaptation(teacher=self.model, layerwise_steps=steps // 10),
+            adapt=Adaptation(teacher=self.model, layerwise_steps=layerwise_steps),
         )
         return with_overrides(recipe, self.overrides, tables=("training", "adapt"))
