@@ -5,9 +5,9 @@ from typing import Any
 
 def bytes_read(model: Any) -> int:
     """What a rank takes from its checkpoint's files, by having it load its weights once more."""
-    from krakenlm.model import checkpoint
+    from krakenlm.model import tensor_files
 
-    really_open, taken = checkpoint.safe_open, []
+    really_open, taken = tensor_files.safe_open, []
 
     class CountingSlice:
         def __init__(self, lazy: Any) -> None:
@@ -31,7 +31,7 @@ def bytes_read(model: Any) -> int:
         def get_slice(self, name: str) -> CountingSlice:
             return CountingSlice(self._file.get_slice(name))
 
-    checkpoint.safe_open = CountingFile  # type: ignore[assignment]
+    tensor_files.safe_open = CountingFile  # type: ignore[assignment]
     model.load_weights(())
-    checkpoint.safe_open = really_open
+    tensor_files.safe_open = really_open
     return sum(taken)

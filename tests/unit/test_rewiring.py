@@ -62,7 +62,7 @@ def test_weights_go_to_any_wiring_and_number_of_branches_and_back(wiring, branch
     model = save(STANDARD, tmp_path / "standard")
     rewire(tmp_path / "standard", tmp_path / "other", wiring=wiring, num_sublayers=branches)
     config = read_config(tmp_path / "other")
-    assert config.num_sublayers == (branches if WIRINGS[wiring].depends_on_degree else 1)
+    assert config.num_sublayers == branches
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
     wanted = reference_logits(config, loaded.state_dict(), IDS)
     torch.testing.assert_close(logits(tmp_path / "other"), wanted, rtol=1e-9, atol=1e-9)
@@ -191,10 +191,10 @@ def test_convert_says_that_another_function_must_be_trained_further(capfd, own_s
     [
         (["standard", "out", "--wiring", "sharde"], "wiring='sharde': choose one of"),
         (["standard", "out", "--tokenizer", "gpt2"], "--tokenizer: a model folder brings its own"),
-        (["nowhere.pt", "out", "--wiring", "shared"], "need the folder of a model, and nowhere.pt"),
+        (["nowhere.pt", "out", "--wiring", "shared"], "need a model, and nowhere.pt is none"),
         (["standard", "out", "-n", "0"], "num_sublayers=0: needs 1 or more"),
         (["standard", "out", "--message-parts", "2"], "message_parts=2: each AllReduce of a stand"),
-        (["nowhere.pt", "out", "--message-parts", "2"], "--late-layers need the folder of a mod"),
+        (["nowhere.pt", "out", "--message-parts", "2"], "--late-layers need a mod"),
     ],
 )
 def test_conversions_that_cannot_be_are_one_line(

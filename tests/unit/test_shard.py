@@ -15,7 +15,7 @@ from krakenlm.config import ModelConfig, count_parameters, laid_out, model_confi
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
-from krakenlm.model import checkpoint
+from krakenlm.model import tensor_files
 from krakenlm.model.attention import AttentionContext, SdpaCore
 from krakenlm.model.checkpoint import (
     read_config,
@@ -224,7 +224,7 @@ def test_a_rank_reads_no_element_that_it_does_not_hold(
 ):
     config = config.replace(tie_word_embeddings=tied)
     save(config, tmp_path)
-    monkeypatch.setattr(checkpoint, "safe_open", CountingFile)
+    monkeypatch.setattr(tensor_files, "safe_open", CountingFile)
     for shard in itertools.chain(*splits(config, devices)):
         CountingFile.read = 0
         state = read_shard(tmp_path, shard, torch.float32)
@@ -333,7 +333,7 @@ def test_rows_of_the_vocabulary_are_read_alone(tied, tmp_path, monkeypatch):
     save(GROUPED.replace(tie_word_embeddings=tied), tmp_path)
     shard = split(GROUPED.replace(tie_word_embeddings=tied), 1)[0]
     whole = read_shard(tmp_path, shard, torch.float32)
-    monkeypatch.setattr(checkpoint, "safe_open", CountingFile)
+    monkeypatch.setattr(tensor_files, "safe_open", CountingFile)
     for rows in (range(0), range(5, 9), range(9, GROUPED.vocab_size)):
         CountingFile.read = 0
         part = dict(stream_shard(tmp_path, shard, torch.float32, vocabulary=rows))

@@ -1,7 +1,7 @@
-"""``krakenlm convert``: another checkpoint, or another wiring, becomes a model folder."""
+"""``krakenlm convert``: models of other families in and out, and models in another wiring."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -9,25 +9,53 @@ from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
     from krakenlm.config import ModelConfig
+    from krakenlm.integrations.pretrained.sources import Source
+    from krakenlm.integrations.rewiring import Rewired
+
+
+class _Rewiring(NamedTuple):
+    """The options that choose a wiring or a layout; None leaves it to the model."""
+
+    wiring: str | None
+    num_sublayers: int | None
+    message_parts: int | None
+    late_layers: str | None
+
+    @property
+    def is_asked_for(self) -> bool:
+        return any(value is not None for value in self)
+
+
+_OF_REWIRING = "--wiring, --sublayers, --message-parts and --late-layers"
 
 
 def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="CKPT.pt|MODEL",
-            help="A checkpoint of the authors' training script, or the folder of a model.",
+            metavar="MODEL|FILE.gguf|CKPT.pt",
+            help="The folder of a model, ours or one of Transformers (Llama, Mistral, Qwen2, "
+            "Qwen3, GPT-2, GPT-NeoX); a GGUF file; or a checkpoint of the authors' training "
+            "script.",
         ),
     ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT_DIR", help="Gets config.json and model.safetensors.")
     ],
+    to: Annotated[
+        Literal["krakenlm", "transformers"],
+        typer.Option(
+            help="What to write. transformers is the layout of the family that a model came from, "
+            "or of one that has such models: it needs no krakenlm."
+        ),
+    ] = "krakenlm",
     tokenizer: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|gpt2",
-            help="Put this tokenizer into OUT_DIR too: the authors' checkpoints hold none, and "
-            "commands that read or write text need one.",
+            help="Put this tokenizer into OUT_DIR: the authors' checkpoints hold none, and "
+            "commands that read or write text need one. Of another family's model: instead of its "
+            "own.",
         ),
     ] = None,
     wiring: Annotated[
@@ -63,63 +91,106 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Convert a checkpoint of the authors' release, or a model to another wiring.
+    """Bring in a model of another family, or give a model another wiring or layout.
 
-    Only tensors and plain values are read: code inside the file is never run.
+    Only tensors and plain values are read: code inside the files is never run.
     """
-    from krakenlm.config import count_parameters
     from krakenlm.console import results
 
+    rewiring = _Rewiring(wiring, sublayers, message_parts, late_layers)
+    if to == "transformers":
+        family = _export(source, out, rewiring, tokenizer)
+        results.print(f"wrote {out}: a {family} model for Transformers", markup=False)
+        return
+    _say_what_was_written(out, _converted(source, out, rewiring, tokenizer))
+
+
+def _converted(
+    source: Path, out: Path, rewiring: _Rewiring, tokenizer: str | None
+) -> "ModelConfig":
+    if not source.is_dir() and not source.is_file():
+        return _read_release(source, out, rewiring, tokenizer)  # which says that there is nothing
+    from krakenlm.integrations.pretrained.opening import foreign_source
+
+    foreign = foreign_source(source)
+    if foreign is not None:
+        return _bring_in(foreign, out, rewiring, tokenizer)
     if source.is_dir():
         if tokenizer is not None:
             raise KrakenError("--tokenizer: a model folder brings its own: leave it out")
-        config = _rewire(source, out, wiring, sublayers, message_parts, late_layers)
-    else:
-        if any(value is not None for value in (wiring, sublayers, message_parts, late_layers)):
-            raise KrakenError(
-                "--wiring, --sublayers, --message-parts and --late-layers need the folder of a "
-                f"model, and {source} is none: convert the checkpoint first"
-            )
-        config = _read_release(source, out, tokenizer)
-    results.print(f"wrote {out}/config.json and {out}/model.safetensors", markup=False)
-    results.print(
-        f"{count_parameters(config):,} parameters: {config.wiring}, N={config.num_sublayers} "
-        f"sub-layers of width d={config.hidden_size}, {config.num_hidden_layers} layers"
-    )
+        return _rewire(source, out, rewiring)
+    return _read_release(source, out, rewiring, tokenizer)
 
 
-def _rewire(
-    source: Path,
-    out: Path,
-    wiring: str | None,
-    sublayers: int | None,
-    message_parts: int | None,
-    late_layers: str | None,
+def _bring_in(
+    source: "Source", out: Path, rewiring: _Rewiring, tokenizer: str | None
 ) -> "ModelConfig":
-    from krakenlm.console import notes
+    from krakenlm.console import print_note
+    from krakenlm.integrations.pretrained.importing import import_model
+
+    imported = import_model(source, out, tokenizer=tokenizer, **rewiring._asdict())
+    for note in imported.notes:
+        print_note(f"note: {note}")
+    if not imported.has_tokenizer:
+        print_note(
+            "no tokenizer in it, which commands that read or write text need: --tokenizer DIR adds "
+            "one"
+        )
+    return _with_a_word_on_its_function(imported.rewired)
+
+
+def _rewire(source: Path, out: Path, rewiring: _Rewiring) -> "ModelConfig":
     from krakenlm.integrations.rewiring import rewire
 
-    rewired = rewire(
-        source,
-        out,
-        wiring=wiring,
-        num_sublayers=sublayers,
-        message_parts=message_parts,
-        late_layers=late_layers,
-    )
+    return _with_a_word_on_its_function(rewire(source, out, **rewiring._asdict()))
+
+
+def _with_a_word_on_its_function(rewired: "Rewired") -> "ModelConfig":
+    from krakenlm.console import print_note
+
     if rewired.is_another_function:
-        notes.print(
+        print_note(
             f"the weights were trained as another function ({rewired.before}): train the model "
             "further before you use it"
         )
     return rewired.config
 
 
-def _read_release(source: Path, out: Path, tokenizer: str | None) -> "ModelConfig":
+def _read_release(
+    source: Path, out: Path, rewiring: _Rewiring, tokenizer: str | None
+) -> "ModelConfig":
     from krakenlm.console import notes
     from krakenlm.integrations.authors_release import convert as convert_checkpoint
 
+    if rewiring.is_asked_for:
+        raise KrakenError(
+            f"{_OF_REWIRING} need a model, and {source} is none: convert the checkpoint first"
+        )
     config = convert_checkpoint(source, out, tokenizer)
     if tokenizer is None:
         notes.print("no tokenizer in it: --tokenizer gpt2 adds the one that the authors used")
     return config
+
+
+def _export(source: Path, out: Path, rewiring: _Rewiring, tokenizer: str | None) -> str:
+    from krakenlm.integrations.pretrained.exporting import export_model
+
+    if rewiring.is_asked_for or tokenizer is not None:
+        raise KrakenError(
+            f"--to transformers: {_OF_REWIRING} and --tokenizer are for models of ours: leave them "
+            "out, or convert twice"
+        )
+    return export_model(source, out)
+
+
+def _say_what_was_written(out: Path, config: "ModelConfig") -> None:
+    from krakenlm.config import count_parameters
+    from krakenlm.console import results
+
+    files = sorted(path.name for path in out.glob("model*.safetensors"))
+    weights = files[0] if len(files) == 1 else f"{len(files)} files of weights"
+    results.print(f"wrote {out}/config.json and {out}/{weights}", markup=False)
+    results.print(
+        f"{count_parameters(config):,} parameters: {config.wiring}, N={config.num_sublayers} "
+        f"sub-layers of width d={config.hidden_size}, {config.num_hidden_layers} layers"
+    )

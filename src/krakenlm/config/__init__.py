@@ -11,7 +11,6 @@ from krakenlm.config.layer_ranges import format_layers, parse_layers
 from krakenlm.config.layouts import (
     awaited,
     finest_layout,
-    in_branches,
     laid_out,
     rewired,
     with_sublayers,
@@ -53,7 +52,6 @@ __all__ = [
     "finest_layout",
     "format_layers",
     "hidden_allreduces",
-    "in_branches",
     "kv_cache_bytes_per_token",
     "laid_out",
     "layer_runs",

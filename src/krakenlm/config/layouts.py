@@ -69,17 +69,6 @@ def without_degree(config: ModelConfig) -> ModelConfig:
     return config.replace(wiring=wiring, message_parts=1, late_layers="")
 
 
-def in_branches(config: ModelConfig) -> ModelConfig:
-    """A model with branches of the same shapes, in a wiring that keeps each of them whole.
-
-    For reading weights: where any number of devices may share out a layer, its branches are only a
-    way to store it, and a part of the model is one branch otherwise.
-    """
-    if config.traits.depends_on_degree:
-        return config
-    return config.replace(wiring="shared", message_parts=1, late_layers="")
-
-
 def awaited(config: ModelConfig) -> ModelConfig:
     """The model of the same weights, in the same layout, that awaits all its sums."""
     wiring = config.traits.awaited_as

@@ -14,7 +14,8 @@ import torch
 import krakenlm  # noqa: F401  makes AutoModelForCausalLM know model_type "kraken"
 from krakenlm.config import with_sublayers
 from krakenlm.errors import KrakenError, first_line
-from krakenlm.model.checkpoint import open_tensors, read_config
+from krakenlm.model.checkpoint import read_config
+from krakenlm.model.tensor_files import open_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

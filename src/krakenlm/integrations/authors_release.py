@@ -8,26 +8,20 @@ the shape. Ours stacks the sub-layers of a layer: ``model.layers.{layer}.attenti
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from krakenlm.config import ModelConfig
-from krakenlm.console import print_note
-from krakenlm.data.tokenizer import load_tokenizer, vocabulary_size
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.files import whole_directory, write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from krakenlm.integrations.fitting_tokenizer import fitting_tokenizer
 
 Shape = tuple[int, ...]
 
 _COMPILED_PREFIX = "_orig_mod."
-# The authors pad GPT-2's 50257 entries to 50304.
-_PADDING = 128
 _COUNTS = (
     "n_layer",
     "n_head",
@@ -80,30 +74,13 @@ def convert(checkpoint: Path, out: Path, tokenizer: str | None = None) -> ModelC
     _check_tensors(state, _expected_shapes(config), checkpoint)
     tied = torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
     config = config.replace(tie_word_embeddings=tied)
-    words = None if tokenizer is None else _fitting_tokenizer(tokenizer, config)
+    words = None if tokenizer is None else fitting_tokenizer(tokenizer, config.vocab_size)
     with whole_directory(out) as folder:
         write_json(folder / "config.json", config.to_hf_dict())
         _save(dict(_canonical(config, state)), folder / "model.safetensors")
         if words is not None:
             words.save_pretrained(str(folder))
     return config
-
-
-def _fitting_tokenizer(source: str, config: ModelConfig) -> "PreTrainedTokenizerFast":
-    tokenizer = load_tokenizer(source)
-    size = vocabulary_size(tokenizer)
-    if size > config.vocab_size:
-        raise KrakenError(
-            f"tokenizer {source} has ids up to {size - 1} and the checkpoint a vocabulary of "
-            f"{config.vocab_size}: give the tokenizer that the model was trained with"
-        )
-    if config.vocab_size - size >= _PADDING:
-        print_note(
-            f"note: tokenizer {source} has ids up to {size - 1} and the checkpoint a vocabulary of "
-            f"{config.vocab_size}, which is more than padding explains: check that the model was "
-            "trained with this tokenizer"
-        )
-    return tokenizer
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

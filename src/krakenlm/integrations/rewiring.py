@@ -1,25 +1,25 @@
 """A model's weights under another wiring, laid out for another number of branches."""
 
 import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from krakenlm.config import ModelConfig, in_branches, laid_out, rewired, with_sublayers
+from krakenlm.config import ModelConfig, laid_out, rewired, with_sublayers
 from krakenlm.errors import KrakenError
 from krakenlm.files import whole_directory, write_json
-from krakenlm.model.checkpoint import read_config, read_shard, stored_dtype
-from krakenlm.model.shard import Shard, split
-from krakenlm.strict import read_json
+from krakenlm.model.checkpoint import read_config, stored_dtype, stream_shard
+from krakenlm.model.shard import undivided
+from krakenlm.model.tensor_files import INDEX, read_object, write_tensors
 
 # What a model folder holds beside its weights and their configuration: tokenizer, chat template,
-# how to generate.
+# how to generate, what it was converted from.
 _CARRIED_OVER = (".json", ".jinja", ".txt", ".model")
 _OF_A_LAYOUT = ("heads_per_sublayer", "kv_heads_per_sublayer", "ffn_dim")
-_LEFT_OUT = {"config.json", "model.safetensors.index.json"}
+_LEFT_OUT = {"config.json", INDEX}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class Rewired:
     config: ModelConfig
     before: str
     is_another_function: bool
+
+    @classmethod
+    def of(cls, stored: ModelConfig, wanted: ModelConfig) -> "Rewired":
+        """What became of ``stored`` where it was written as ``wanted``."""
+        return cls(
+            config=wanted,
+            before=f"{stored.wiring}, {stored.num_sublayers} sub-layers",
+            is_another_function=_function_of(stored) != _function_of(wanted),
+        )
 
 
 def state_as(directory: Path, config: ModelConfig) -> dict[str, Tensor] | None:
@@ -59,7 +68,7 @@ def state_as(directory: Path, config: ModelConfig) -> dict[str, Tensor] | None:
         return None
     if any(getattr(chosen, name) != getattr(config, name) for name in _OF_A_LAYOUT):
         return None
-    return _state_of(directory, split(chosen, 1)[0])
+    return state_for(directory, chosen)
 
 
 def lay_out(directory: Path, num_sublayers: int, dtype: torch.dtype | None = None) -> None:
@@ -74,23 +83,12 @@ def lay_out(directory: Path, num_sublayers: int, dtype: torch.dtype | None = Non
     if num_sublayers == stored.num_sublayers and dtype in (None, stored_dtype(directory)):
         return
     wanted = laid_out(stored, num_sublayers)
-    state = _state_of(directory, split(wanted, 1)[0], dtype)
+    state = state_for(directory, wanted, dtype)
     for path in directory.glob("model*.safetensors*"):
         path.unlink()
-    _write_weights(state, directory)
+    write_tensors(state.items(), directory)
     file = directory / "config.json"
-    write_json(file, {**read_json(file, "save the model again"), **wanted.to_hf_dict()})
-
-
-def carry_over(source: Path, folder: Path) -> None:
-    """Put into a model folder what another holds beside weights: tokenizer, chat template."""
-    for path in sorted(source.iterdir()):
-        if path.suffix in _CARRIED_OVER and path.name not in _LEFT_OUT:
-            shutil.copyfile(path, folder / path.name)
-
-
-def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    write_json(file, {**read_object(file), **wanted.to_hf_dict()})
 
 
 def _function_of(config: ModelConfig) -> tuple[object, ...]:
@@ -113,13 +111,15 @@ def state_for(
     Raises:
         KrakenError: ``directory`` is no whole model.
     """
-    return _state_of(directory, split(in_branches(config), 1)[0], dtype)
+    return dict(canonical_tensors(directory, config, dtype))
 
 
-def _state_of(directory: Path, whole: Shard, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    state = read_shard(directory, whole, dtype or stored_dtype(directory))
-    names = {name: name if name == "lm_head.weight" else f"model.{name}" for name in state}
-    return {names[name]: tensor for name, tensor in state.items()}
+def canonical_tensors(
+    directory: Path, config: ModelConfig, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of ``state_for`` one after the other, with its arguments and errors."""
+    for name, tensor in stream_shard(directory, undivided(config), dtype):
+        yield name if name == "lm_head.weight" else f"model.{name}", tensor
 
 
 def rewire(
@@ -137,8 +137,8 @@ def rewire(
         source: a model folder.
         out: becomes one, whole or not at all; tokenizer and generation settings come along.
         wiring: of the new model; the old one's by default.
-        num_sublayers: branches of the new model; as many as the old one has by default. Wirings
-            that do not depend on it are stored as one branch.
+        num_sublayers: branches of the new model; by default as many as the old one has, and one
+            where the new wiring does not depend on them.
         message_parts: of the new model; the old one's by default, where the wiring has any.
         late_layers: likewise; ``all`` is all of them.
 
@@ -147,24 +147,58 @@ def rewire(
             divided so, or ``out`` cannot be written.
     """
     stored = read_config(source)
-    branches = stored.num_sublayers if num_sublayers is None else num_sublayers
     try:
-        wanted = rewired(
+        wanted = rewired_as(
             stored,
-            wiring or stored.wiring,
-            branches,
+            wiring=wiring,
+            num_sublayers=num_sublayers,
             message_parts=message_parts,
             late_layers=late_layers,
         )
     except KrakenError as error:
         raise KrakenError(f"{source}: {error}") from error
-    whole = split(wanted, 1)[0]
     with whole_directory(out) as folder:
-        write_json(folder / "config.json", whole.local_config.to_hf_dict())
-        _write_weights(_state_of(source, whole), folder)
-        carry_over(Path(source), folder)
-    return Rewired(
-        config=whole.local_config,
-        before=f"{stored.wiring}, {stored.num_sublayers} sub-layers",
-        is_another_function=_function_of(stored) != _function_of(whole.local_config),
+        write_as(source, folder, wanted)
+    return Rewired.of(stored, wanted)
+
+
+def rewired_as(
+    stored: ModelConfig,
+    *,
+    wiring: str | None,
+    num_sublayers: int | None,
+    message_parts: int | None,
+    late_layers: str | None,
+) -> ModelConfig:
+    """The configuration that ``rewire`` makes of another; its arguments and errors."""
+    changed = rewired(
+        stored,
+        wiring or stored.wiring,
+        stored.num_sublayers if num_sublayers is None else num_sublayers,
+        message_parts=message_parts,
+        late_layers=late_layers,
     )
+    if num_sublayers is None and not changed.traits.depends_on_degree:
+        return laid_out(changed, 1)
+    return changed
+
+
+def write_as(source: Path, folder: Path, wanted: ModelConfig) -> None:
+    """Write a model folder's weights, as ``wanted``, and what else it holds to an empty folder."""
+    other_keys = read_object(Path(source) / "config.json")
+    write_json(folder / "config.json", {**other_keys, **wanted.to_hf_dict()})
+    write_tensors(canonical_tensors(source, wanted), folder)
+    carry_over(source, folder)
+
+
+def carry_over(source: Path, folder: Path, left_out: Collection[str] = ()) -> None:
+    """Copy what a model folder holds beside its weights and their configuration.
+
+    Args:
+        source: the model folder.
+        folder: gets the copies.
+        left_out: names of files that are not copied.
+    """
+    for path in sorted(Path(source).iterdir()):
+        if path.suffix in _CARRIED_OVER and path.name not in {*_LEFT_OUT, *left_out}:
+            shutil.copyfile(path, folder / path.name)

@@ -7,18 +7,15 @@ ever unpickled.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from krakenlm.config import MODEL_TYPE, ModelConfig
-from krakenlm.errors import KrakenError, first_line
+from krakenlm.errors import KrakenError
 from krakenlm.model.shard import Shard
-from krakenlm.strict import read_json
-
-_FLOATING = ("F64", "F32", "BF16", "F16")
+from krakenlm.model.tensor_files import Tensors, read_object
 
 
 class _Piece(NamedTuple):
@@ -40,7 +37,7 @@ def read_config(directory: Path) -> ModelConfig:
         KrakenError: no such folder or file, not a krakenlm model, misspelt keys, impossible
             values.
     """
-    values = _read_json(Path(directory) / "config.json")
+    values = read_object(Path(directory) / "config.json")
     if values.get("model_type") != MODEL_TYPE:
         raise KrakenError(
             f"{directory}/config.json: model_type={values.get('model_type')!r} is not "
@@ -56,7 +53,7 @@ def read_eos_token_ids(directory: Path) -> frozenset[int]:
     """Tokens that end an answer, from ``generation_config.json`` or ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
-        eos = _read_json(path).get("eos_token_id") if path.is_file() else None
+        eos = read_object(path).get("eos_token_id") if path.is_file() else None
         if eos is not None:
             return frozenset([eos] if isinstance(eos, int) else eos)
     return frozenset()
@@ -69,13 +66,13 @@ def stored_dtype(directory: Path) -> torch.dtype:
         KrakenError: that is missing, or not of floating-point numbers.
     """
     config = read_config(directory)
-    with _Tensors(Path(directory)) as tensors:
+    with Tensors(Path(directory)) as tensors:
         shape = (config.vocab_size, config.hidden_size)
         row: Tensor = tensors.slice_of("model.embed_tokens.weight", shape)[:1]
         return row.dtype
 
 
-def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, Tensor]:
+def read_shard(directory: Path, shard: Shard, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The state of one rank's ``Decoder``, plus its rows of ``lm_head.weight`` where not tied.
 
     Beside what it returns, it needs the memory of one tensor's part at a time.
@@ -84,7 +81,7 @@ def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, T
         directory: the checkpoint folder.
         shard: which part. Its configuration may lay the weights out for another number of branches
             than the file does, unless each branch has norms of its own.
-        dtype: what the weights are turned into.
+        dtype: what the weights are turned into; None leaves each as the file has it.
 
     Raises:
         KrakenError: missing, truncated or misshapen tensors, by name.
@@ -93,7 +90,7 @@ def read_shard(directory: Path, shard: Shard, dtype: torch.dtype) -> dict[str, T
 
 
 def stream_shard(
-    directory: Path, shard: Shard, dtype: torch.dtype, *, vocabulary: range | None = None
+    directory: Path, shard: Shard, dtype: torch.dtype | None, *, vocabulary: range | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of ``read_shard`` one after the other, by name.
 
@@ -104,91 +101,9 @@ def stream_shard(
         vocabulary: rows to read of the embedding and of a head that is not tied to it; by default
             all of the embedding, and of the head those that the shard holds.
     """
-    with _Tensors(Path(directory)) as tensors:
+    with Tensors(Path(directory)) as tensors:
         stored = read_config(directory)
         yield from _ShardReader(tensors, stored, shard, dtype, vocabulary).read()
-
-
-def open_tensors(path: Path, advice: str) -> Any:
-    """A safetensors file, open to be read in slices; its header has been checked.
-
-    Args:
-        path: of the file.
-        advice: what to do about a damaged one, for the message.
-
-    Raises:
-        KrakenError: it is missing, damaged or truncated.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise KrakenError(
-            f"{path} is damaged or truncated ({first_line(error)}): {advice}"
-        ) from error
-
-
-class _Tensors:
-    """The tensors of a checkpoint by name, in one file or several, opened when first needed."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._open: dict[Path, Any] = {}
-        index = directory / "model.safetensors.index.json"
-        single = directory / "model.safetensors"
-        if single.is_file():
-            self._file_of = dict.fromkeys(self._file(single).keys(), single)
-        elif index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise KrakenError(f"{index} has no weight_map: copy the checkpoint again")
-            self._file_of = {n: directory / Path(str(part)).name for n, part in weight_map.items()}
-        else:
-            raise KrakenError(
-                f"{directory} holds no model.safetensors: give a folder that `krakenlm train` or "
-                "`krakenlm convert` wrote"
-            )
-
-    def __enter__(self) -> "_Tensors":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the files, and with them of the memory that their pages take."""
-        self._open.clear()
-
-    def slice_of(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A lazy view of one tensor, after checking its shape."""
-        if name not in self._file_of:
-            raise KrakenError(
-                f"{self._directory}: tensor {name} is missing: the checkpoint does not fit its "
-                "config.json; convert or save the model again"
-            )
-        path = self._file_of[name]
-        try:
-            lazy = self._file(path).get_slice(name)
-        except SafetensorError as error:
-            raise KrakenError(f"{path} lacks tensor {name}: copy the checkpoint again") from error
-        found = tuple(lazy.get_shape())
-        if found != shape:
-            raise KrakenError(
-                f"{self._directory}: tensor {name} has shape {list(found)} where config.json asks "
-                f"for {list(shape)}: the two do not belong together"
-            )
-        if lazy.get_dtype() not in _FLOATING:
-            raise KrakenError(
-                f"{self._directory}: tensor {name} holds {lazy.get_dtype()}: quantised weights are "
-                "not supported; save the model in float32, bfloat16 or float16"
-            )
-        return lazy
-
-    def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            if not path.is_file():
-                raise KrakenError(f"{path} is missing: copy the checkpoint again")
-            self._open[path] = open_tensors(path, "copy or save it again")
-        return self._open[path]
 
 
 class _ShardReader:
@@ -196,10 +111,10 @@ class _ShardReader:
 
     def __init__(
         self,
-        tensors: _Tensors,
+        tensors: Tensors,
         stored: ModelConfig,
         shard: Shard,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         vocabulary: range | None,
     ) -> None:
         assert stored.norm_sets == shard.config.norm_sets, "norms cannot be laid out anew"
@@ -305,7 +220,7 @@ class _ShardReader:
         held = list(shape)
         held[0], held[axis] = len(pieces), sum(piece.end - piece.start for piece in pieces[0])
         lazy = self._tensors.slice_of(f"model.{name}", shape)
-        tensor = torch.empty(held, dtype=self._dtype)
+        tensor = torch.empty(held, dtype=self._dtype or lazy[:0].dtype)
         for branch, parts in enumerate(pieces):
             start = 0
             for piece in parts:
@@ -325,7 +240,7 @@ class _ShardReader:
         """
         lazy = self._tensors.slice_of(name, shape)
         rows = len(range(shape[0])[first_axis])
-        tensor = torch.empty((rows, *shape[1:]), dtype=self._dtype)
+        tensor = torch.empty((rows, *shape[1:]), dtype=self._dtype or lazy[:0].dtype)
         if rows:
             tensor.copy_(lazy[first_axis])
         self._tensors.close()
@@ -374,15 +289,3 @@ def _within_branches(held: range, size: int, branches: int) -> list[_Piece]:
         if start < end:
             pieces.append(_Piece(branch, start, end))
     return pieces
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = read_json(path, "check the folder, or copy the file again")
-    except FileNotFoundError as error:
-        raise KrakenError(f"{path} is missing: give the folder of a saved model") from error
-    except NotADirectoryError as error:
-        raise KrakenError(f"{path.parent} is a file: give the folder of a saved model") from error
-    if not isinstance(values, dict):
-        raise KrakenError(f"{path} does not hold a JSON object: copy it again")
-    return values

@@ -27,6 +27,7 @@ class Shard:
         tensor_parallel: ranks that hold the same sub-layers; 1 in the other wirings.
         rank: whose part this is.
         ranks: ranks altogether.
+        in_branches: the units are the configuration's branches in any wiring: see ``undivided``.
     """
 
     config: ModelConfig
@@ -36,6 +37,7 @@ class Shard:
     tensor_parallel: int = 1
     rank: int = 0
     ranks: int = 1
+    in_branches: bool = False
 
     @property
     def end(self) -> int:
@@ -45,7 +47,7 @@ class Shard:
     @property
     def kv_heads(self) -> range:
         """Key and value heads held: of each sub-layer here, or of all branches side by side."""
-        if self.config.traits.depends_on_degree:
+        if self._holds_branches:
             return self._tensor_part(self.config.kv_heads_per_sublayer)
         return range(self.first, self.end)
 
@@ -53,7 +55,7 @@ class Shard:
     def ffn_columns(self) -> range:
         """Feed-forward columns held: of each sub-layer here, or of all branches side by side."""
         config = self.config
-        if config.traits.depends_on_degree:
+        if self._holds_branches:
             return self._tensor_part(config.ffn_dim)
         total, units = config.num_sublayers * config.ffn_dim, units_of(config)
         return range(total * self.first // units, total * self.end // units)
@@ -90,20 +92,32 @@ class Shard:
         config = self.config
         queries_per_key = config.heads_per_sublayer // config.kv_heads_per_sublayer
         return config.replace(
-            num_sublayers=self.count if config.traits.depends_on_degree else 1,
+            num_sublayers=self.count if self._holds_branches else 1,
             heads_per_sublayer=len(self.kv_heads) * queries_per_key,
             kv_heads_per_sublayer=len(self.kv_heads),
             ffn_dim=len(self.ffn_columns),
         )
 
+    @property
+    def _holds_branches(self) -> bool:
+        return self.in_branches or self.config.traits.depends_on_degree
+
     def _of_each_branch(self, held: range, size: int) -> list[range]:
-        if not self.config.traits.depends_on_degree:
+        if not self._holds_branches:
             return [held]
         starts = (size * unit for unit in range(self.first, self.end))
         return [range(start + held.start, start + held.stop) for start in starts]
 
     def _tensor_part(self, size: int) -> range:
         return _part(size, self.tensor_index, self.tensor_parallel)
+
+
+def undivided(config: ModelConfig) -> Shard:
+    """All of a model, in the branches that its configuration has, as it is stored.
+
+    A rank of a wiring that does not depend on them holds one branch; this one holds all.
+    """
+    return Shard(config=config, first=0, count=config.num_sublayers, in_branches=True)
 
 
 def units_of(config: ModelConfig) -> int:

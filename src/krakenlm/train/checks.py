@@ -8,7 +8,7 @@ from torch import nn
 
 from krakenlm.data.tokens import TokenSplit
 from krakenlm.errors import KrakenError
-from krakenlm.model.checkpoint import open_tensors
+from krakenlm.model.tensor_files import open_tensors
 from krakenlm.train.recipe import Recipe, Training
 
 

@@ -1,0 +1,1 @@
+"""Models of other families: Transformers folders and GGUF files in, Transformers folders out."""
