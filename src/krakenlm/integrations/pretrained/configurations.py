@@ -1,5 +1,6 @@
 """A Transformers ``config.json`` into a configuration of ours, and back."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def understand(values: Mapping[str, Any]) -> Understood:
     return Understood(
         family,
         config,
-        {key: getattr(theirs, key) for key in TOKENS if getattr(theirs, key, None) is not None},
+        _tokens(theirs, config.vocab_size),
         [f"{', '.join(dropped)}: left out, dropout here is one for all places"] if dropped else [],
     )
 
@@ -115,10 +116,24 @@ def _unused(config: ModelConfig) -> Iterator[str]:
         yield from rope
 
 
+def _tokens(theirs: PreTrainedConfig, vocabulary: int) -> dict[str, Any]:
+    """Without ids outside the vocabulary, as classes have by default."""
+    tokens = {key: getattr(theirs, key, None) for key in TOKENS}
+    return {
+        key: value
+        for key, value in tokens.items()
+        if value is not None and all(token < vocabulary for token in _as_list(value))
+    }
+
+
+def _as_list(value: Any) -> list[int]:
+    return value if isinstance(value, list) else [value]
+
+
 def _filled_in(values: Mapping[str, Any]) -> PreTrainedConfig:
     """By the family's class, which knows what a key stands for where it is absent."""
     try:
-        return AutoConfig.for_model(**values)
+        return AutoConfig.for_model(**copy.deepcopy(dict(values)))  # it changes tables within
     except Exception as error:  # validation of many kinds
         raise KrakenError(
             f"not a configuration that Transformers reads ({first_line(error)}): copy it again"
