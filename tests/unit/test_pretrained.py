@@ -99,7 +99,12 @@ def test_a_model_that_was_changed_gets_a_new_configuration_of_its_family(tmp_pat
     model = foreign.make("mistral")
     model.save_pretrained(tmp_path / "theirs")
     bring_in(tmp_path / "theirs", tmp_path / "ours")
-    grown = foreign.loaded(tmp_path / "ours")
+    halved, grown = (foreign.loaded(tmp_path / "ours") for _ in range(2))
+    halved.to(torch.bfloat16).save_pretrained(tmp_path / "halved")
+    shutil.copy(tmp_path / "ours" / ORIGINAL_CONFIG, tmp_path / "halved")
+    export_model(tmp_path / "halved", tmp_path / "half")
+    wanted = read_object(tmp_path / "theirs/config.json")
+    assert read_object(tmp_path / "half/config.json") == {**wanted, "dtype": "bfloat16"}
     grown.resize_token_embeddings(foreign.VOCABULARY + 2, mean_resizing=False)
     grown.to(torch.bfloat16).save_pretrained(tmp_path / "grown")
     shutil.copy(tmp_path / "ours" / ORIGINAL_CONFIG, tmp_path / "grown")
@@ -259,6 +264,8 @@ def test_ends_of_answers_are_known_where_generation_settings_leave_them_out(tmp_
     edit(folder / "generation_config.json", eos_token_id=None, top_k=3)
     bring_in(folder, tmp_path / "ours")
     assert read_eos_token_ids(tmp_path / "ours") == {7, 8}
+    generation = foreign.loaded(tmp_path / "ours").generation_config
+    assert (generation.eos_token_id, generation.top_k) == ([7, 8], 3)
     (folder / "generation_config.json").unlink()
     bring_in(folder, tmp_path / "again", wiring="shared", num_sublayers=3)
     assert read_eos_token_ids(tmp_path / "again") == {7, 8}
