@@ -13,7 +13,7 @@ from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
-from krakenlm.integrations.rewiring import rewire
+from krakenlm.integrations.rewiring import lay_out, rewire
 from krakenlm.model.checkpoint import read_config
 from reference import reference_logits
 
@@ -166,6 +166,13 @@ def test_tokenizer_and_generation_settings_come_along(tiny_model, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == kept
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] in (7, [7])
+
+
+def test_a_folder_laid_out_in_another_number_format_is_read_in_that(tmp_path):
+    save(STANDARD, tmp_path / "standard")
+    lay_out(tmp_path / "standard", 3, torch.bfloat16)
+    assert read_config(tmp_path / "standard").num_sublayers == 3
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "standard").dtype == torch.bfloat16
 
 
 def test_convert_says_that_another_function_must_be_trained_further(capfd, own_signals, tmp_path):

@@ -88,7 +88,10 @@ def lay_out(directory: Path, num_sublayers: int, dtype: torch.dtype | None = Non
         path.unlink()
     write_tensors(state.items(), directory)
     file = directory / "config.json"
-    write_json(file, {**read_object(file), **wanted.to_hf_dict()})
+    values = {**read_object(file), **wanted.to_hf_dict()}
+    if dtype is not None:
+        values["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(file, values)
 
 
 def _function_of(config: ModelConfig) -> tuple[object, ...]:
