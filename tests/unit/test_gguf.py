@@ -271,6 +271,10 @@ def with_a_bias(path: Path) -> None:
     write(model, path, tensors={"blk.0.attn_q.bias": torch.zeros(64)})
 
 
+def of_two_files(path: Path) -> None:
+    write(foreign.make("llama", **WIDE), path, extra={"split.count": 2})
+
+
 def without_a_tensor(path: Path) -> None:
     model = foreign.make("llama", **WIDE)
     model.model.layers[1].self_attn.k_proj = torch.nn.Identity()
@@ -284,6 +288,7 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda path: path.write_bytes(path.read_bytes()[:9000]), "it is cut short, damaged"),
     (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "it is cut short, damaged"),
     (lambda path: path.write_bytes(path.read_bytes()[:-4]), "it is cut short, damaged"),
+    (of_two_files, "is one of 2 parts: merge them first"),
     (with_a_bias, "has no tensors blk.0.attn_q.bias"),
     (without_a_tensor, "model.gguf: tensor blk.1.attn_k.weight is missing"),
 ]

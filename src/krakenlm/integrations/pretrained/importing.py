@@ -180,10 +180,10 @@ class _Reader:
         layout = self._layout
         if name.removesuffix(".weight") in layout.heads:
             return self.config.tie_word_embeddings
-        return is_buffer(name.removeprefix(self._prefix), layout)
+        return _is_buffer(name.removeprefix(self._prefix), layout)
 
 
-def is_buffer(name: str, layout: Layout) -> bool:
+def _is_buffer(name: str, layout: Layout) -> bool:
     """Whether a name without its prefix is that of one of a layer's buffers."""
     before, after = layout.layer.split("{}")
     number, dot, rest = name.removeprefix(before).partition(after)
