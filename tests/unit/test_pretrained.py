@@ -325,3 +325,16 @@ def test_tensors_are_written_in_files_of_a_size_and_read_back(tmp_path):
     with Tensors(tmp_path) as written:
         assert set(written.names) == set(tensors)
         assert all(torch.equal(written.slice_of(n, (4, 8))[:], t) for n, t in tensors.items())
+
+
+def test_a_file_is_written_before_the_next_tensors_are_asked_for(tmp_path):
+    """So that a model need not fit into memory."""
+    on_disk = []
+
+    def one_after_the_other():
+        for i in range(5):
+            on_disk.append(len(list(tmp_path.iterdir())))
+            yield f"t{i}", torch.randn(4, 8)
+
+    write_tensors(one_after_the_other(), tmp_path, file_bytes=200)
+    assert on_disk == [0, 0, 1, 1, 2]
