@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from krakenlm.data.prompts import Prompt
 
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")]
-_Prompt = Annotated[str | None, typer.Option(help="The text to continue.")]
+_Prompt = Annotated[
+    str | None, typer.Option(help="The text to continue; with --chat, the message to answer.")
+]
 _PromptFile = Annotated[
     str | None,
     typer.Option(
@@ -27,6 +29,16 @@ _PromptFile = Annotated[
         help="Texts to continue: one a line, or the prompt or text of each object of a .jsonl "
         "file; - is standard input.",
     ),
+]
+_Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Prompts are a user's messages: the model's chat template makes prompts of them.",
+    ),
+]
+_System = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="With --chat: what the model is told first.")
 ]
 _BatchSize = Annotated[
     int,
@@ -57,7 +69,10 @@ _Devices = Annotated[
 ]
 _MaxNewTokens = Annotated[
     int | None,
-    typer.Option(help="Tokens to generate at most; by default 64 or what the context leaves."),
+    typer.Option(
+        help="Tokens to generate at most; by default 64, with --chat 512, or what the context "
+        "leaves."
+    ),
 ]
 _Temperature = Annotated[float, typer.Option(help="0 is greedy; above, tokens are drawn.")]
 _TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")]
@@ -87,6 +102,8 @@ def generate(
     model: _Model,
     prompt: _Prompt = None,
     prompt_file: _PromptFile = None,
+    chat: _Chat = False,
+    system: _System = None,
     batch_size: _BatchSize = 16,
     devices: _Devices = None,
     max_new_tokens: _MaxNewTokens = None,
@@ -107,7 +124,8 @@ def generate(
     json_file: _Json = None,
     show_stats: _ShowStats = False,
 ) -> None:
-    """Continue prompts, on one device or on several that share the model."""
+    """Continue prompts or answer messages, on one device or on several that share the model."""
+    from krakenlm.data.chat import chat_if
     from krakenlm.engine.generation import Ranks
     from krakenlm.engine.options import EngineOptions
     from krakenlm.engine.printing import print_answers
@@ -127,6 +145,7 @@ def generate(
         model,
         _prompts(prompt, prompt_file),
         ranks=Ranks(devices, device, threads),
+        chat=chat_if(chat, system),
         json_file=json_file,
         max_new_tokens=max_new_tokens,
         stop=stop or (),

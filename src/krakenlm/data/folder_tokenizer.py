@@ -5,7 +5,7 @@ companions change about ``tokenizer.json`` is little, and is done here the same 
 which that cannot be said is loaded by Transformers after all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,13 +46,15 @@ class FolderTokenizer:
 
     Args:
         engine: what stands in ``tokenizer.json``, with all special tokens; it is changed.
-        bos_token: what a text begins with.
+        special_tokens: ``bos_token``, ``eos_token`` and the like, as far as there are any.
         cleans_up: whether decoding takes the blanks before punctuation away.
         splits_special_tokens: whether a special token that is spelt out in a text is just text.
 
     Attributes:
         vocabulary_size: what every id is below.
+        special_tokens: see above.
         bos_token_id: of what a text begins with; None where there is no such token.
+        eos_token_id: of what a text ends with; likewise.
         cleans_up: see above.
     """
 
@@ -60,7 +62,7 @@ class FolderTokenizer:
         self,
         engine: "Tokenizer",
         *,
-        bos_token: str | None = None,
+        special_tokens: Mapping[str, str],
         cleans_up: bool = False,
         splits_special_tokens: bool = False,
     ) -> None:
@@ -69,12 +71,17 @@ class FolderTokenizer:
         engine.encode_special_tokens = splits_special_tokens
         self._engine = engine
         self.vocabulary_size = vocabulary_of(engine)
-        self.bos_token_id = None if bos_token is None else self.token_to_id(bos_token)
+        self.special_tokens = special_tokens
+        self.bos_token_id, self.eos_token_id = map(self._id_of, ("bos_token", "eos_token"))
         self.cleans_up = cleans_up
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token; None where there is none."""
         return self._engine.token_to_id(token)
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, whole, with nothing added."""
@@ -96,7 +103,7 @@ class _RebuiltTokenizer(FolderTokenizer):
     def __init__(self, loaded: "PreTrainedTokenizerFast") -> None:
         super().__init__(
             loaded.backend_tokenizer,
-            bos_token=loaded.bos_token,
+            special_tokens=loaded.special_tokens_map,
             cleans_up=bool(loaded.clean_up_tokenization_spaces),
         )
         self._loaded = loaded
@@ -120,7 +127,8 @@ def read_tokenizer(directory: Path) -> FolderTokenizer:
     if not has_json:
         engine = from_gpt2_files(folder)
         add_tokens(engine, [END_OF_TEXT])
-        return FolderTokenizer(engine, bos_token=END_OF_TEXT)
+        named = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+        return FolderTokenizer(engine, special_tokens=named)
     try:
         settings = read_table(folder / "tokenizer_config.json")
         if _is_read_here(settings, read_table(folder / "config.json")):
@@ -154,12 +162,13 @@ def _from_json(folder: Path, settings: Settings) -> FolderTokenizer:
 
     engine = Tokenizer.from_file(str(folder / TOKENIZER_JSON))
     named = add_special_tokens(engine, folder, settings)
-    if engine.token_to_id(named.get("eos_token", END_OF_TEXT)) is None:
+    named.setdefault("eos_token", END_OF_TEXT)
+    if engine.token_to_id(named["eos_token"]) is None:
         raise no_end_of_text(folder)
     even_bpe = bool(settings.get(_EVEN_BPE))
     return FolderTokenizer(
         engine,
-        bos_token=named.get("bos_token"),
+        special_tokens=named,
         cleans_up=bool(settings.get("clean_up_tokenization_spaces"))
         and (even_bpe or not isinstance(engine.model, models.BPE)),
         splits_special_tokens=bool(settings.get("split_special_tokens")),

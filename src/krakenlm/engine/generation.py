@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from krakenlm.config import ModelConfig, with_sublayers
+from krakenlm.data.chat import Chat, chat_prompts
 from krakenlm.data.folder_tokenizer import FolderTokenizer, read_tokenizer
 from krakenlm.engine.answer import Answer, stop_texts
 from krakenlm.engine.engine import Ended, Engine
@@ -20,6 +21,8 @@ from krakenlm.ranks.placement import check_placement
 
 USUAL_ANSWER = 64
 """Tokens, where nobody says how many."""
+USUAL_REPLY = 512
+"""The same in a chat, where an answer has an end of its own."""
 
 
 class Request(NamedTuple):
@@ -130,34 +133,42 @@ def prepare(
     stop: str | Sequence[str] = (),
     batch_size: int | None = None,
     names: Sequence[str] = (),
+    chat: Chat | None = None,
 ) -> tuple[Request, FolderTokenizer]:
     """A request for texts, and the tokenizer that turns its tokens back.
 
     Args:
         directory: a saved model with its tokenizer.
         prompts: the texts to continue, of any lengths.
-        max_new_tokens: at most so many; by default 64, or as many as the context leaves behind
-            the longest prompt.
+        max_new_tokens: at most so many; by default ``usual_answer``, or as many as the context
+            leaves behind the longest prompt.
         sampling: greedy by default.
         dtype: ``auto`` is float32 on CPUs and bfloat16 on GPUs.
         options: how the model is spread out and run.
         stop: a text or several that end an answer and are no part of it.
         batch_size: prompts that are answered at once; None is all of them.
         names: what to call each prompt in a refusal.
+        chat: the prompts are a user's messages; what ends a text of the tokenizer ends an answer
+            too.
     """
     check_dtype(dtype)
     config = read_config(directory)
     tokenizer = read_tokenizer(directory)
+    eos_token_ids = read_eos_token_ids(directory)
+    if chat is not None:
+        prompts = chat_prompts(directory, tokenizer, prompts, chat, names)
+        if tokenizer.eos_token_id is not None:
+            eos_token_ids |= {tokenizer.eos_token_id}
     ids = [_encode(tokenizer, prompt, config) for prompt in prompts]
     if max_new_tokens is None:
         longest = max(map(len, ids), default=0)
-        max_new_tokens = max(1, min(USUAL_ANSWER, room_for_answer(config, longest)))
+        max_new_tokens = max(1, min(usual_answer(chat), room_for_answer(config, longest)))
     request = Request(
         directory=directory,
         prompts=ids,
         max_new_tokens=max_new_tokens,
         sampling=sampling or Sampling(),
-        eos_token_ids=read_eos_token_ids(directory),
+        eos_token_ids=eos_token_ids,
         dtype=dtype,
         options=options or EngineOptions(),
         stop=stop_texts(stop),
@@ -165,6 +176,11 @@ def prepare(
         names=tuple(names),
     )
     return request, tokenizer
+
+
+def usual_answer(chat: Chat | None) -> int:
+    """How many tokens an answer has at most, where nobody says it."""
+    return USUAL_ANSWER if chat is None else USUAL_REPLY
 
 
 def _encode(tokenizer: FolderTokenizer, prompt: str, config: ModelConfig) -> list[int]:

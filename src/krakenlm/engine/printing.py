@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from krakenlm.console import notes, print_note, progress_bar
+from krakenlm.data.chat import Chat
 from krakenlm.data.prompts import Prompt
 from krakenlm.engine.answer import Answer
 from krakenlm.engine.generation import (
-    USUAL_ANSWER,
     Ranks,
     Request,
     Step,
     generate_tokens,
     prepare,
+    usual_answer,
 )
 from krakenlm.files import whole_file
 from krakenlm.ranks.launch import is_first_process
@@ -29,6 +30,7 @@ def print_answers(
     prompts: Sequence[Prompt],
     *,
     ranks: Ranks,
+    chat: Chat | None = None,
     json_file: str | None = None,
     show_stats: bool = False,
     **request_fields: Any,
@@ -42,27 +44,29 @@ def print_answers(
         prompts: one that comes from no file is written as its answer grows, others when their
             batch is answered, each behind a line that says where it stands.
         ranks: where.
+        chat: the prompts are a user's messages, which answers do not go on with: they stand alone,
+            or below the message.
         json_file: also write an object a line here; ``-`` is standard output, in place of text.
         show_stats: write times to standard error as well.
         request_fields: see ``krakenlm.engine.generation.prepare``.
     """
     names = [prompt.name for prompt in prompts]
     texts = [prompt.text for prompt in prompts]
-    request, tokenizer = prepare(directory, texts, names=names, **request_fields)
+    request, tokenizer = prepare(directory, texts, names=names, chat=chat, **request_fields)
     answers = [request.answer(tokenizer, index) for index in range(len(prompts))]
     if not is_first_process():
         generate_tokens(request, ranks, lambda _: None)
         return
     if request_fields.get("max_new_tokens") is None:
-        _note_short_answers(request, names)
+        _note_short_answers(request, names, usual_answer(chat))
     out = sys.stdout  # a progress bar puts something else in its place
     writers: list[_Writer] = []
     if json_file != STANDARD_OUTPUT:
-        writers.append(_Texts(out, prompts))
+        writers.append(_Texts(out, prompts, chat))
     heard: list[Step] = []
     with _json_lines(json_file, out) as lines, _progress(prompts, out) as advance:
         if lines is not None:
-            writers.append(_JsonLines(lines, prompts))
+            writers.append(_JsonLines(lines, prompts, chat))
 
         def hear(step: Step) -> None:
             heard.append(step)
@@ -88,9 +92,10 @@ def _are_done(answers: Sequence[Answer]) -> bool:
 class _Texts:
     """Prompts and answers as text."""
 
-    def __init__(self, out: TextIO, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, out: TextIO, prompts: Sequence[Prompt], chat: Chat | None) -> None:
         self._out = out
         self._prompts = prompts
+        self._is_chat = chat is not None
         self._begun = False
 
     def grow(self, first: int, pieces: Sequence[str]) -> None:
@@ -98,7 +103,9 @@ class _Texts:
         prompt = self._prompts[first]
         if prompt.source:
             return
-        self._out.write(pieces[0] if self._begun else prompt.text + pieces[0])
+        if not self._begun and not self._is_chat:
+            self._out.write(prompt.text)
+        self._out.write(pieces[0])
         self._out.flush()
         self._begun = True
 
@@ -106,17 +113,19 @@ class _Texts:
         """Write a batch that is answered."""
         for index, answer in enumerate(batch, first):
             prompt = self._prompts[index]
-            said = f"--- {prompt.name}\n{prompt.text}{answer.text}" if prompt.source else ""
-            self._out.write(f"{said}\n")
+            between = "\n\n" if self._is_chat else ""
+            said = f"{prompt.text}{between}{answer.text}"
+            self._out.write(f"--- {prompt.name}\n{said}\n" if prompt.source else "\n")
         self._out.flush()
 
 
 class _JsonLines:
     """Prompts and answers as JSON, an object a line."""
 
-    def __init__(self, out: TextIO, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, out: TextIO, prompts: Sequence[Prompt], chat: Chat | None) -> None:
         self._out = out
         self._prompts = prompts
+        self._system = None if chat is None else chat.system
 
     def grow(self, first: int, pieces: Sequence[str]) -> None:
         """Lines are written whole."""
@@ -127,6 +136,7 @@ class _JsonLines:
             prompt = self._prompts[index]
             entry = {
                 **({"line": prompt.line} if prompt.source else {}),
+                **({} if self._system is None else {"system": self._system}),
                 "prompt": prompt.text,
                 "answer": answer.text,
                 "tokens": answer.tokens,
@@ -160,9 +170,9 @@ def _progress(prompts: Sequence[Prompt], out: TextIO) -> Iterator[Callable[[int]
         yield lambda count: bar.advance(task, count)
 
 
-def _note_short_answers(request: Request, names: Sequence[str]) -> None:
+def _note_short_answers(request: Request, names: Sequence[str], usual: int) -> None:
     """Say it where one long prompt makes all answers short."""
-    if len(names) == 1 or request.max_new_tokens >= USUAL_ANSWER:
+    if len(names) == 1 or request.max_new_tokens >= usual:
         return
     longest = max(range(len(names)), key=lambda index: len(request.prompts[index]))
     print_note(

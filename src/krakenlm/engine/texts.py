@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from krakenlm.data.chat import chat_if
 from krakenlm.engine.answer import Answer
 from krakenlm.engine.generation import Ranks, Request, Step, generate_tokens, prepare
 from krakenlm.engine.options import EngineOptions
@@ -22,6 +23,8 @@ def generate(
     max_new_tokens: int | None = None,
     stop: str | Sequence[str] = (),
     batch_size: int | None = None,
+    chat: bool = False,
+    system: str | None = None,
     sampling: Sampling | None = None,
     dtype: str = "auto",
     options: EngineOptions | None = None,
@@ -37,11 +40,14 @@ def generate(
         devices: ranks that share the model; see ``Ranks``, also for the next two.
         device_type: kind of device.
         threads: compute threads of a rank.
-        max_new_tokens: at most so many; by default 64, or as many as the context leaves behind
-            the longest prompt.
+        max_new_tokens: at most so many; by default 64, in a chat 512, or as many as the context
+            leaves behind the longest prompt.
         stop: a text or several; where one of them comes, its answer ends before it.
         batch_size: prompts that are answered at once, which bounds the memory for keys and
             values; by default all of them.
+        chat: the prompts are a user's messages, which the chat template of the model's tokenizer
+            makes prompts of.
+        system: what a chat begins with.
         sampling: greedy by default.
         dtype: ``auto`` is float32 on CPUs and bfloat16 on GPUs.
         options: how the model is spread out and run.
@@ -59,6 +65,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         stop=stop,
         batch_size=batch_size,
+        chat=chat_if(chat, system),
         sampling=sampling,
         dtype=dtype,
         options=options,
