@@ -27,12 +27,18 @@ from krakenlm.bench.figures import (
     draw_losses,
     draw_timelines,
 )
-from krakenlm.bench.models import Contender, contenders
+from krakenlm.bench.models import Contender, contenders, contenders_of_model
 from krakenlm.bench.results import PART_NAMES, LatencyReport, ModelLatency
 from krakenlm.bench.runner import Runner, Sums, Timing, interleaved
 from krakenlm.bench.summary import Facts, hidden_share, hideable_share, summarise
 from krakenlm.bench.tables import breakdown_table, latency_table
-from krakenlm.config import WiringName, count_parameters, derive, model_config
+from krakenlm.config import (
+    WiringName,
+    count_parameters,
+    derive,
+    model_config,
+    with_sublayers,
+)
 from krakenlm.engine import trace
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
@@ -297,6 +303,94 @@ def test_a_contender_may_sum_a_part_of_the_channels():
     assert models[1].config == models[0].config.replace(message_parts=2)
 
 
+def test_a_contender_may_hide_the_sums_of_some_layers_only():
+    wirings = ["standard", "shared/2:8-11", "lagged:0+4+8-11", "ladder:11", "lagged-layer:0-11"]
+    models = contenders("124M", wirings, ["published"], sublayers=4)
+    assert [(m.label, m.config.late_layers) for m in models] == [
+        ("standard", ""),
+        ("shared (4-way, 1/2 of the channels, layers 8-11 late)", "8-11"),
+        ("lagged (layers 0,4,8-11 late)", "0,4,8-11"),
+        ("ladder (layers 11 late)", "11"),
+        ("lagged-layer", ""),
+    ]
+    timings = [timing(model, 1.0) for model in range(5)] * 2
+    results = summarise(models, [Facts(24, 512, (1,))] * 5, timings, 6)
+    assert [r.late_layers for r in results] == [None, "8-11", "0,4,8-11", "11", None]
+
+
+def test_the_sums_that_can_hide_are_those_of_the_late_layers():
+    config = tiny.model_config(
+        wiring="shared", num_hidden_layers=4, heads_per_sublayer=1, late_layers="1-2"
+    )
+    alone = Rank(0, 1, torch.device("cpu"), lambda message: None)
+    for chunks, hidden in ((1, {2}), (2, set(range(11)))):
+        options = EngineOptions(emulated_ranks=2, link=Link(gbps=1.0), prefill_chunks=chunks)
+        runner = Runner(0, Engine.random(config, alone, torch.float32, options), [[1, 2, 3]], 1)
+        assert len(runner.messages) == chunks * 6  # 2 + 1 + 1 + 2
+        assert runner._hideable == hidden
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """Makes the folder of a model with six heads, three for keys and values, without weights."""
+
+    def save(**changes: Any) -> Path:
+        values = {"num_sublayers": 1, "heads_per_sublayer": 6, "kv_heads_per_sublayer": 3}
+        config = tiny.model_config(**{"wiring": "standard", "hidden_size": 24, **values, **changes})
+        (tmp_path / "config.json").write_text(json.dumps(config.to_hf_dict()))
+        return tmp_path
+
+    return save
+
+
+def test_a_saved_model_is_timed_as_it_is_and_then_in_other_wirings(model_folder):
+    folder = model_folder()
+    (alone,) = contenders_of_model(folder, usual_sublayers=2)
+    assert (alone.label, alone.model, alone.config.num_sublayers) == ("standard", folder, 1)
+    wirings = ["shared:1", "standard", "lagged", "shared/2", "ladder"]
+    models = contenders_of_model(folder, wirings, usual_sublayers=3, prefill_chunks=[1, 2])
+    assert [(m.label, m.prefill_chunks) for m in models[::2]] == [
+        ("standard", 1),
+        ("shared (3-way, layers 1 late)", 1),
+        ("lagged", 1),
+        ("shared (3-way, 1/2 of the channels)", 1),
+        ("ladder", 1),
+    ]
+    assert all(m.model == folder for m in models)
+    assert {m.config.num_attention_heads for m in models} == {6}
+    assert {m.config.num_key_value_heads for m in models} == {3}
+
+
+def test_a_late_model_keeps_its_layers_and_its_number_of_sub_layers(model_folder):
+    three = {"num_sublayers": 3, "heads_per_sublayer": 2, "kv_heads_per_sublayer": 1}
+    folder = model_folder(wiring="shared", late_layers="1", **three)
+    own, standard, all_late = contenders_of_model(folder, ["standard", "shared"], usual_sublayers=1)
+    assert (own.label, standard.label) == ("shared (3-way, layers 1 late)", "standard")
+    assert all_late.label == "shared (1-way)"
+    (chosen,) = contenders_of_model(folder, sublayers=1, usual_sublayers=2)
+    assert chosen.config == with_sublayers(own.config, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wirings", "sublayers", "said"),
+    [
+        ({}, ["shared"], None, "has no shared of 2 sub-layers.*does not divide 3 key and value"),
+        ({}, ["shared:2"], 3, "no shared:2 of 3 sub-layers.*late_layers='2': the model has layers"),
+        ({}, ["kraken"], 3, "kraken has norms for each branch"),
+        ({}, ["parallel"], None, "a standard model has 2 norms a layer"),
+        ({}, [], 3, "--sublayers 3: a standard model is the same function for any number"),
+        ({"wiring": "kraken"}, [], 3, "--sublayers 3: this kraken model has 1 sub-layers"),
+    ],
+)
+def test_wirings_that_a_saved_model_does_not_have_are_refused(
+    model_folder, changes, wirings, sublayers, said
+):
+    folder = model_folder(**changes)
+    with pytest.raises(KrakenError, match=said) as refusal:
+        contenders_of_model(folder, wirings, sublayers=sublayers, usual_sublayers=2)
+    assert "\n" not in str(refusal.value)
+
+
 def test_the_messages_of_a_prefill_are_as_wide_as_their_parts_say():
     config = tiny.model_config(
         wiring="shared", num_hidden_layers=4, heads_per_sublayer=1, message_parts=2
@@ -323,8 +417,16 @@ def test_the_messages_of_a_prefill_are_as_wide_as_their_parts_say():
         (("gpt2-xl", ["shared"], ["published"]), "gpt2-xl has no shared of 2 sub-layers"),
         (("124M", ["lagged/2"], ["published"]), "124M has no lagged/2: message_parts=2: .*shared"),
         (("124M", ["shared/5"], ["published"]), "no shared/5 of 2 sub-layers.*multiple of"),
-        (("124M", ["shared/", "ladder"], ["published"]), "'shared/': give a number .*shared/2"),
-        (("124M", ["shared/0"], ["published"]), "'shared/0': give a number"),
+        (("124M", ["shared/", "ladder"], ["published"]), "'shared/': write shared, or shared/2"),
+        (("124M", ["shared/0"], ["published"]), "'shared/0': write shared, .* shared:0.4-11"),
+        (("124M", ["shared:"], ["published"]), "'shared:': write shared, or"),
+        (("124M", ["shared:1-2/2"], ["published"]), "'shared:1-2/2': write shared, or"),
+        (("124M", ["lagged:9-12"], ["published"]), "no lagged:9-12: late_layers='9-12': the model"),
+        (("124M", ["lagged:5-1"], ["published"]), "lagged:5-1: .* runs backwards: use 1-5"),
+        (("124M", ["lagged:1+1"], ["published"]), "late_layers='1,1': give each layer once"),
+        (("124M", ["kraken:1"], ["published"]), "no kraken:1 of 2 sub-layers.*late_layers='1'"),
+        (("124M", ["standard:1"], ["published"]), "no standard:1: late_layers='1'"),
+        (("124M", ["shared", "shared:0-11"], ["published"]), "two of them are the same model"),
         (("124M", ["sharde/2"], ["published"]), "'sharde/2' is not one of"),
     ],
 )
@@ -345,7 +447,7 @@ def test_a_report_round_trips_through_json(tmp_path, report):
 
 def test_the_json_has_the_keys_that_readers_rely_on():
     values = json.loads(json.dumps(made_up().to_json()))
-    assert (values["kind"], values["schema_version"]) == ("latency", 3)
+    assert (values["kind"], values["schema_version"]) == ("latency", 4)
     kraken = values["results"][3]
     assert kraken["ttft_ms"].keys() == {"median", "p10", "p90"}
     assert kraken["reduction_percent"] == pytest.approx(50.0)
@@ -376,6 +478,16 @@ def test_reports_of_version_2_are_read():
     assert LatencyReport.load(VERSION_2) == made_up()
 
 
+def test_reports_of_version_3_are_read(tmp_path):
+    """They knew neither weights that are not random nor layers of two kinds."""
+    values = json.loads(json.dumps(made_up().to_json()))
+    for table in (values, *values["results"]):
+        assert {table.pop(key) for key in ("model", "late_layers") if key in table} == {None}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**values, "schema_version": 3}))
+    assert LatencyReport.load(path) == made_up()
+
+
 @pytest.mark.parametrize("kind", REPORTS)
 @pytest.mark.parametrize(
     ("change", "said"),
@@ -403,7 +515,7 @@ def test_what_does_not_fit_the_schema_is_refused(tmp_path, kind, change, said):
         ("latency", lambda v: v["results"][0]["ttft_ms"].update(p50=1.0), "unknown key 'p50'"),
         ("latency", lambda v: v["results"][0].update(units="1,1"), "units='1,1'"),
         ("latency", lambda v: v["results"][0]["breakdown_ms"].update(norm="x"), "ms.norm='x'"),
-        ("latency", lambda v: v.update(schema_version=4), "of schema version 4, .* above 3"),
+        ("latency", lambda v: v.update(schema_version=5), "of schema version 5, .* above 4"),
         ("allreduce", lambda v: v["results"][0]["time_us"].pop("p90"), "p90 is missing"),
         ("allreduce", lambda v: v["results"][0].update(bytes=1.5), "bytes=1.5"),
         ("allreduce", lambda v: v.update(schema_version=3), "of schema version 3, .* above 2"),

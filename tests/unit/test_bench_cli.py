@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -155,6 +156,38 @@ def test_peers_can_be_emulated_on_one_device(tmp_path):
     ]
 
 
+@pytest.fixture(scope="module")
+def standard_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a standard model, laid out as two branches."""
+    from krakenlm.integrations.hf import KrakenForCausalLM
+    from krakenlm.integrations.hf_config import KrakenConfig
+
+    folder = tmp_path_factory.mktemp("standard")
+    config = tiny.model_config(wiring="standard", num_hidden_layers=3, qk_norm=True)
+    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder / "imported")
+    return folder / "imported"
+
+
+@pytest.mark.dist
+def test_a_saved_model_is_measured_with_its_weights_in_several_wirings(standard_model):
+    folder = standard_model.parent
+    found = ran(
+        folder, "bench", "latency", "imported", "--wirings", "shared/2:1+2,lagged:1-2", "--devices",
+        "2", "--input-len", "12", "--output-len", "3", "--num-iters", "2", "--num-iters-warmup",
+        "0", "--dtype", "float32", "--output-json", "latency.json",
+    )  # fmt: skip
+    report = LatencyReport.load(folder / "latency.json")
+    assert (report.model, report.size) == ("imported", None)
+    assert report.title == "imported: 12 tokens in, 3 out"
+    assert [(r.label, r.late_layers, r.allreduces) for r in report.results] == [
+        ("standard", None, 6),
+        ("shared (2-way, 1/2 of the channels, layers 1-2 late)", "1-2", 4),
+        ("lagged (layers 1-2 late)", "1-2", 4),
+    ]
+    assert "shared (2-way, 1/2 of the channels, layers 1-2 late)" in found.out
+    assert [r.hideable_share is None for r in report.results] == [True, False, False]
+
+
 @pytest.mark.dist
 def test_the_breakdown_has_all_parts(latency):
     for result in latency.json("found/latency.json")["results"]:
@@ -304,6 +337,38 @@ def test_what_cannot_be_measured_is_refused(refused, arguments, said):
 )
 def test_sums_that_cannot_be_timed_are_refused(refused, arguments, said):
     assert said in refused("allreduce", *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("nowhere", "nowhere/config.json is missing: give the folder of a saved model"),
+        ("model --size 124M", "--size 124M: model has a size of its own: give one of the two"),
+        ("model --kraken keep-width", "--kraken keep-width: model has a size of its own"),
+        ("model --wirings", "--wirings"),
+        ("model --wirings shared --sublayers 3", "model has no shared of 3 sub-layers"),
+        ("model --wirings standard,lagged:3", "late_layers='3': the model has layers 0 to 2"),
+        ("model --devices 5", "--devices 5"),
+        ("model --input-len 30 --output-len 4", "holds 32 tokens"),
+    ],
+)
+def test_what_cannot_be_measured_of_a_saved_model_is_refused(
+    refused, standard_model, tmp_path, arguments, said
+):
+    (tmp_path / "model").symlink_to(standard_model)
+    assert said in refused("latency", *arguments.split())
+
+
+def test_a_damaged_model_is_not_measured(capfd, standard_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(standard_model, tmp_path / "model")
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    lengths = ("--input-len", 8, "--output-len", 2)
+    outcome = tiny.call(capfd, "bench", "latency", "model", "--devices", 1, *lengths)
+    (line,) = outcome.complaints
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "model.safetensors is damaged or truncated" in line
 
 
 def test_a_file_that_is_there_stays_when_nothing_is_measured(refused, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 import naive
 import tiny
-from krakenlm.config import ModelConfig
+from krakenlm.config import ModelConfig, rewired
 from krakenlm.engine import session as session_module
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
@@ -21,6 +21,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 CONTEXT = 48
 every_function = pytest.mark.parametrize("function", tiny.FUNCTIONS.values(), ids=tiny.FUNCTIONS)
+# A wiring with the same weights.
+WRITTEN_AS = {
+    **dict.fromkeys(("standard", "ladder", "shared", "lagged"), "standard"),
+    **dict.fromkeys(("parallel", "lagged-layer"), "parallel"),
+    **{name: name for name in ("kraken", "kraken-shared")},
+}
 # A bucket of the cache is 128 positions. With one of 8 short answers cross several.
 SMALL_BUCKET = 8
 
@@ -127,6 +133,24 @@ def test_captured_decode_passes_change_no_bit(function, tmp_path, monkeypatch):
             steps = [session.decode(torch.tensor([i, 2 * i])).clone() for i in range(24)]
         logits.append(torch.stack(steps))
     assert torch.equal(*logits)
+
+
+@every_function
+def test_the_same_weights_are_read_as_any_wiring_that_has_them(function, tmp_path):
+    fields = {"num_sublayers": 4, "heads_per_sublayer": 1, "kv_heads_per_sublayer": 1}
+    stored = saved(tmp_path, **fields, wiring=WRITTEN_AS[function["wiring"]])
+    config = rewired(
+        stored.config.to_model_config(),
+        function["wiring"],
+        4,
+        message_parts=function.get("message_parts"),
+        late_layers=function.get("late_layers"),
+    )
+    model = KrakenForCausalLM(KrakenConfig.from_model_config(config)).eval()
+    model.load_state_dict(stored.state_dict())
+    engine = Engine.load(tmp_path, ALONE, torch.float32, config=config)
+    prompts = random_prompts(9, 2)
+    assert answers(engine, prompts, 8) == [naive.greedy(model, prompt, 8) for prompt in prompts]
 
 
 def test_answers_are_the_same_whatever_the_size_of_a_bucket(tmp_path, monkeypatch):

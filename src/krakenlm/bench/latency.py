@@ -1,11 +1,13 @@
 """``krakenlm bench latency``: first token and every token after, several models on the same ranks.
 
 All models live on all ranks at once and take turns, round by round (``interleaved``), so that a
-drifting machine stays fair. Weights are random: they do not change how long a product takes.
+drifting machine stays fair. Of a size the weights are random: they do not change how long a product
+takes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -112,6 +114,7 @@ def measure(
     title: str,
     command: Sequence[str] = (),
     size: str | None = None,
+    model: Path | None = None,
     on_round: Callable[[], None] = lambda: None,
 ) -> Measured | None:
     """Measure several models against each other.
@@ -122,6 +125,7 @@ def measure(
         title: what the report is about.
         command: what was typed, for the report.
         size: the standard shape's name, for the report.
+        model: or the folder of the weights.
         on_round: called after every round, warm-up included.
 
     Returns:
@@ -149,6 +153,7 @@ def measure(
         title=title,
         command=tuple(command) or None,
         size=size,
+        model=None if model is None else str(model),
         devices=setup.devices,
         batch_size=setup.batch_size,
         input_len=setup.input_len,
@@ -305,7 +310,7 @@ def _make_runners(
         options = setup.options(contender)
         engine = engines.get(contender.label)
         if engine is None:
-            engine = Engine.random(contender.config, rank, dtype, options)
+            engine = _engine(contender, rank, dtype, options)
             engines[contender.label] = engine
         else:
             engine = engine.with_connections(engine.connections)
@@ -314,6 +319,12 @@ def _make_runners(
             Runner(index, engine, prompts, setup.output_len, sums_alone=setup.sums_alone)
         )
     return runners
+
+
+def _engine(contender: Contender, rank: Rank, dtype: torch.dtype, options: EngineOptions) -> Engine:
+    if contender.model is None:
+        return Engine.random(contender.config, rank, dtype, options)
+    return Engine.load(contender.model, rank, dtype, options, config=contender.config)
 
 
 def _in_words(placement: Placement) -> str | None:

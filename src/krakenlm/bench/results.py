@@ -10,7 +10,7 @@ from krakenlm.environment import Environment
 from krakenlm.spread import Quantiles
 from krakenlm.strict import read_report
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 REAL_LINK = "real"
 BASELINE: WiringName = "standard"
 """The wiring that speedups are over."""
@@ -39,6 +39,7 @@ class ModelLatency:
         no_comm_ttft_ms: the same with communication left out, on the slowest rank: the bound for
             any overlap.
         variant: the rule that a Kraken was derived by.
+        late_layers: those whose sums the wiring hides, where others await theirs.
         prefill_chunks: parts that the prompt was computed in.
         units: sub-layers, or key and value heads, that each rank held.
         tpot_ms: time per token after the first: (latency - TTFT) / (output tokens - 1).
@@ -63,6 +64,7 @@ class ModelLatency:
     ttft_ms: Quantiles
     no_comm_ttft_ms: Quantiles
     variant: str | None = None
+    late_layers: str | None = None
     prefill_chunks: int | None = None
     units: tuple[int, ...] | None = None
     tpot_ms: Quantiles | None = None
@@ -107,7 +109,8 @@ class LatencyReport:
         environment: where, and with what.
         results: one entry a model.
         command: what was typed.
-        size: the standard shape's name.
+        size: the standard shape's name; its weights are random.
+        model: or the folder whose weights all of them have.
         batch_size: prompts at once.
         output_len: tokens generated for each.
         warm_up: rounds before those that count.
@@ -129,6 +132,7 @@ class LatencyReport:
     results: tuple[ModelLatency, ...]
     command: tuple[str, ...] | None = None
     size: str | None = None
+    model: str | None = None
     batch_size: int | None = None
     output_len: int | None = None
     warm_up: int | None = None
@@ -185,7 +189,7 @@ def _in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
     """Without what follows from the rest, and as one of this version where it is older.
 
     Version 1 knew the first token of one model a wiring, and speedups of medians. Up to version 2
-    no kind was written.
+    no kind was written, and up to version 3 all weights were random.
     """
     values = dict(values.get("first_token", values))
     version = values["schema_version"]
@@ -199,4 +203,6 @@ def _in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
         values["results"] = [{"label": entry["wiring"], **entry} for entry in results]
     if version in (1, 2) and "kind" not in values:
         values |= {"kind": "latency", "schema_version": SCHEMA_VERSION}
+    if version == 3:
+        values["schema_version"] = SCHEMA_VERSION
     return values

@@ -68,6 +68,7 @@ def _summarise_one(
         wiring=contender.config.wiring,
         label=contender.label,
         variant=contender.variant,
+        late_layers=contender.config.late_layers or None,
         parameters=count_parameters(contender.config),
         prefill_chunks=contender.prefill_chunks,
         units=facts.units,

@@ -28,13 +28,29 @@ app = typer.Typer(
     name="bench", help="Measure latency, and the sums over ranks beneath it.", no_args_is_help=True
 )
 
-_Size = Annotated[str, typer.Option(help="A standard shape: gpt2, 124M, 355M, 1.5B, 6.7B, ...")]
+_SIZE = "124M"
+_WIRINGS = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer"
+_KRAKEN = "published"
+
+_Model = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="The folder of a saved model: it is timed, with its weights, in place of a size.",
+    ),
+]
+_Size = Annotated[
+    str | None,
+    typer.Option(help="A standard shape: gpt2, 124M, 355M, 1.5B, 6.7B, ...", show_default=_SIZE),
+]
 _Wirings = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="LIST",
-        help="Architectures, in the order they take turns. shared/2 and kraken-shared/2 sum half "
-        "of the channels a layer.",
+        help="Architectures, in the order they take turns; with MODEL, others of its weights. "
+        "shared/2 and kraken-shared/2 sum half of the channels a layer. In shared:16-29 and "
+        "shared/2:0+4-11 only these layers hide their sums.",
+        show_default=_WIRINGS,
     ),
 ]
 _Devices = Annotated[
@@ -66,17 +82,19 @@ _Placement = Annotated[
     typer.Option(help="Kraken's sub-layers on each rank, such as 3,1, or auto to measure."),
 ]
 _Kraken = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="LIST",
         help="Which kraken and kraken-shared match the size: published, keep-width, "
         "hardware-friendly.",
+        show_default=_KRAKEN,
     ),
 ]
 _Sublayers = Annotated[
     int | None,
     typer.Option(
-        help="N of kraken, kraken-shared and shared; by default one a rank or group of ranks."
+        help="N of kraken, kraken-shared and shared; by default one a rank or group of ranks, and "
+        "MODEL's own."
     ),
 ]
 _OutputJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers.")]
@@ -95,8 +113,9 @@ _BreakdownPlot = Annotated[
 
 @app.command()
 def latency(
-    size: _Size = "124M",
-    wirings: _Wirings = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer",
+    model: _Model = None,
+    size: _Size = None,
+    wirings: _Wirings = None,
     devices: _Devices = None,
     input_len: _InputLen = 512,
     output_len: _OutputLen = 16,
@@ -112,7 +131,7 @@ def latency(
     prefill_chunks: _PrefillChunks = "1",
     placement: _Placement = None,
     tensor_parallel: TensorParallelOption = 1,
-    kraken: _Kraken = "published",
+    kraken: _Kraken = None,
     sublayers: _Sublayers = None,
     output_json: _OutputJson = None,
     plot: _Plot = None,
@@ -122,7 +141,6 @@ def latency(
 ) -> None:
     """Time the first token and those after it, several architectures on the same ranks."""
     from krakenlm.bench.latency import Setup
-    from krakenlm.bench.models import contenders
     from krakenlm.ranks.placement import parse_placement
     from krakenlm.transport.links import Link
 
@@ -144,14 +162,9 @@ def latency(
         record=trace is not None,
         breakdown=breakdown or breakdown_plot is not None,
     )
-    models = contenders(
-        size,
-        wirings.split(","),
-        kraken.split(","),
-        sublayers=_sublayers_for(setup) if sublayers is None else sublayers,
-        prefill_chunks=positive_numbers("--prefill-chunks", prefill_chunks),
-    )
-    _run_latency(models, setup, size, _Outputs(output_json, plot, trace, breakdown_plot))
+    chosen = _Chosen(model, size, wirings, kraken, sublayers)
+    models = _models(chosen, setup, positive_numbers("--prefill-chunks", prefill_chunks))
+    _run_latency(models, setup, chosen, _Outputs(output_json, plot, trace, breakdown_plot))
 
 
 @app.command()
@@ -204,8 +217,51 @@ class _Outputs(NamedTuple):
     breakdown_plot: Path | None
 
 
+class _Chosen(NamedTuple):
+    """What is timed, as it was typed."""
+
+    model: Path | None
+    size: str | None
+    wirings: str | None
+    kraken: str | None
+    sublayers: int | None
+
+    @property
+    def name(self) -> str:
+        if self.model is not None:
+            return self.model.resolve().name
+        return _SIZE if self.size is None else self.size
+
+
+def _models(chosen: _Chosen, setup: "Setup", prefill_chunks: list[int]) -> "list[Contender]":
+    """A size in every wiring, or a saved model and others of its weights."""
+    from krakenlm.bench.models import contenders, contenders_of_model
+
+    usual = _sublayers_for(setup)
+    if chosen.model is None:
+        return contenders(
+            chosen.name,
+            (_WIRINGS if chosen.wirings is None else chosen.wirings).split(","),
+            (_KRAKEN if chosen.kraken is None else chosen.kraken).split(","),
+            sublayers=usual if chosen.sublayers is None else chosen.sublayers,
+            prefill_chunks=prefill_chunks,
+        )
+    for option, value in (("--size", chosen.size), ("--kraken", chosen.kraken)):
+        if value is not None:
+            raise KrakenError(
+                f"{option} {value}: {chosen.model} has a size of its own: give one of the two"
+            )
+    return contenders_of_model(
+        chosen.model,
+        [] if chosen.wirings is None else chosen.wirings.split(","),
+        sublayers=chosen.sublayers,
+        usual_sublayers=usual,
+        prefill_chunks=prefill_chunks,
+    )
+
+
 def _run_latency(
-    models: Sequence["Contender"], setup: "Setup", size: str, outputs: _Outputs
+    models: Sequence["Contender"], setup: "Setup", chosen: _Chosen, outputs: _Outputs
 ) -> None:
     from krakenlm.bench.latency import check, measure
 
@@ -213,10 +269,16 @@ def _run_latency(
     _check_pictures(outputs.plot, outputs.breakdown_plot)
     _check_outputs(*outputs)
     prompts = "" if setup.batch_size == 1 else f"{setup.batch_size} prompts of "
-    title = f"{size}: {prompts}{setup.input_len} tokens in, {setup.output_len} out"
+    title = f"{chosen.name}: {prompts}{setup.input_len} tokens in, {setup.output_len} out"
     with _progress("timing", setup.rounds) as advance:
         measured = measure(
-            models, setup, title=title, command=_command(), size=size, on_round=advance
+            models,
+            setup,
+            title=title,
+            command=_command(),
+            size=chosen.name if chosen.model is None else None,
+            model=chosen.model,
+            on_round=advance,
         )
     if measured is not None:
         _show(measured.report)

@@ -148,6 +148,6 @@ def in_wiring(standard: ModelConfig, name: str) -> ModelConfig:
     The others keep the standard model's weights, but for a norm in some. Names are those of
     ``krakenlm bench latency --wirings``.
     """
-    ((wiring, parts),) = models.parse_wirings([name])
-    (contender,) = models.in_wiring(standard, wiring, parts, DEVICES, ["published"])
+    (wanted,) = models.parse_wirings([name])
+    (contender,) = models.in_wiring(standard, wanted, DEVICES, ["published"])
     return contender.config

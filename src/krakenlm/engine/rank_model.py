@@ -74,16 +74,29 @@ class RankModel:
 
     @classmethod
     def load(
-        cls, directory: Path, rank: Rank, dtype: torch.dtype, options: EngineOptions | None = None
+        cls,
+        directory: Path,
+        rank: Rank,
+        dtype: torch.dtype,
+        options: EngineOptions | None = None,
+        *,
+        config: ModelConfig | None = None,
     ) -> Self:
         """Read this rank's slices of a checkpoint.
+
+        Args:
+            directory: the checkpoint folder.
+            rank: this rank.
+            dtype: what the weights are turned into.
+            options: how the model is spread out and run.
+            config: the same weights under another wiring (see ``krakenlm.config.rewired``); None is
+                the checkpoint's own.
 
         Raises:
             KrakenError: see ``krakenlm.model.checkpoint`` and ``krakenlm.model.shard``.
         """
         options = options or EngineOptions()
-        config = read_config(directory)
-        shard = place(config, rank, dtype, options)
+        shard = place(config or read_config(directory), rank, dtype, options)
         with trying(*_READING):
             state = read_shard(directory, shard, dtype)
         head_VD = state.pop("lm_head.weight", None)
