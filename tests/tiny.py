@@ -22,6 +22,27 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 }
 """Each wiring, one whose sums carry a part of the channels, and models with layers of two kinds, as
 fields of a configuration."""
+_LLAMA = {"wiring": "standard", "norm": "rmsnorm", "activation": "swiglu", "bias": False}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        **_LLAMA, "rope_stretch": "llama3", "rope_factor": 8.0, "rope_original_context": 6
+    },
+    "linear": {**_LLAMA, "rope_stretch": "linear", "rope_factor": 3.0},
+    "qwen2": {**_LLAMA, "qkv_bias": True},
+    "qwen3": {**_LLAMA, "qk_norm": True, "head_dim": 6},
+    "neox": {
+        "wiring": "parallel", "parallel_norms": 2, "rotary_dim": 2, "head_dim": 6, "bias": True,
+        "norm": "layernorm", "activation": "gelu-exact",
+    },
+}  # fmt: skip
+"""What other families of models have, but for their positions, which are rotary."""
+ADAPTED: dict[str, dict[str, Any]] = {
+    "qwen3 as shared:1": {**FAMILIES["qwen3"], "wiring": "shared", "late_layers": "1"},
+    "llama as ladder:1": {**FAMILIES["llama"], "wiring": "ladder", "late_layers": "1"},
+    "neox as lagged-layer:1": {**FAMILIES["neox"], "wiring": "lagged-layer", "late_layers": "1"},
+    "neox as shared:1": {**FAMILIES["neox"], "wiring": "shared", "late_layers": "1"},
+}
+"""The same with layers of two kinds."""
 DOCUMENTS = [f"Document {i}: été 🦊 {'word ' * (i % 7)}\nend {i * i}\n" for i in range(300)]
 
 

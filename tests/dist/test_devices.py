@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import naive
+import tiny
 from krakenlm.config import with_sublayers
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
@@ -72,6 +73,21 @@ MODELS = {
     "lagged-layer": {
         "wiring": "lagged-layer", "num_sublayers": 1, "heads_per_sublayer": 6, "position": "rope",
     },
+    "Qwen's": {
+        **tiny.FAMILIES["qwen3"], "num_sublayers": 1, "heads_per_sublayer": 8, "qkv_bias": True,
+        "kv_heads_per_sublayer": 4, "position": "rope", "tie_word_embeddings": False,
+    },
+    "GPT-NeoX's": {
+        **tiny.FAMILIES["neox"], "num_sublayers": 1, "heads_per_sublayer": 4, "position": "rope",
+    },
+    "Llama's, shared 4 in layer 1": {
+        **tiny.FAMILIES["llama"], "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2,
+        "kv_heads_per_sublayer": 1, "position": "rope", "late_layers": "1",
+    },
+    "GPT-NeoX's, lagged in layers 1 and 2": {
+        **tiny.FAMILIES["neox"], "wiring": "lagged-layer", "num_sublayers": 2,
+        "heads_per_sublayer": 2, "position": "rope", "late_layers": "1-2",
+    },
 }  # fmt: skip
 # Too few sub-layers for 4 ranks, so that some share one.
 SHARED = {
@@ -88,6 +104,10 @@ SHARED = {
     "shared 2": {
         "wiring": "shared", "num_sublayers": 2, "heads_per_sublayer": 4, "bias": True,
         "kv_heads_per_sublayer": 2, "ffn_dim": 21,
+    },
+    "Qwen's, shared 2 in layers 0 and 2": {
+        **tiny.FAMILIES["qwen3"], "wiring": "shared", "num_sublayers": 2, "heads_per_sublayer": 4,
+        "kv_heads_per_sublayer": 2, "position": "rope", "qkv_bias": True, "late_layers": "0,2",
     },
 }  # fmt: skip
 # One checkpoint, which several numbers of sub-layers are chosen for.
@@ -157,6 +177,9 @@ def variants(devices: int) -> dict[str, dict[str, EngineOptions]]:
         parted["by the process group"] = EngineOptions(transport="process-group")
         parted["measured"] = EngineOptions(placement="auto")
         runs["standard"]["uneven"] = EngineOptions(placement=(1, 3))
+        runs["Qwen's"]["uneven"] = EngineOptions(placement=(3, 1))
+        runs["GPT-NeoX's"]["uneven, in chunks"] = EngineOptions(placement=(1, 3), prefill_chunks=3)
+        runs["Llama's, shared 4 in layer 1"]["uneven"] = EngineOptions(placement=(3, 1))
         runs["lagged"]["uneven"] = EngineOptions(placement=(3, 1))
         runs["lagged-layer"]["uneven"] = EngineOptions(placement=(1, 5))
         runs["ladder"]["measured"] = EngineOptions(placement="auto")

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 CONTEXT = 48
 every_function = pytest.mark.parametrize("function", tiny.FUNCTIONS.values(), ids=tiny.FUNCTIONS)
+MODELS = tiny.FUNCTIONS | tiny.FAMILIES | tiny.ADAPTED
+every_model = pytest.mark.parametrize("function", MODELS.values(), ids=MODELS)
 # A wiring with the same weights.
 WRITTEN_AS = {
     **dict.fromkeys(("standard", "ladder", "shared", "lagged"), "standard"),
@@ -65,7 +67,7 @@ def last_logits(engine: Engine, sequences: list[list[int]]) -> torch.Tensor:
     return torch.stack([engine.logits(torch.tensor([s]))[0, -1] for s in sequences])
 
 
-@every_function
+@every_model
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_greedy_tokens_of_unequal_prompts_are_those_of_each_alone_without_a_cache(
     function, position, tmp_path
@@ -76,7 +78,7 @@ def test_greedy_tokens_of_unequal_prompts_are_those_of_each_alone_without_a_cach
     assert answers(engine, prompts, 20) == [naive.greedy(model, prompt, 20) for prompt in prompts]
 
 
-@every_function
+@every_model
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_logits_equal_hugging_faces(function, position, tmp_path):
     model = saved(tmp_path, **function, position=position)
@@ -86,7 +88,7 @@ def test_logits_equal_hugging_faces(function, position, tmp_path):
     torch.testing.assert_close(loaded(tmp_path).logits(ids), wanted, atol=1e-5, rtol=0)
 
 
-@every_function
+@every_model
 @pytest.mark.parametrize("chunks", [1, 2, 3, 5, 50])
 @pytest.mark.parametrize("lengths", [(12, 5, 1), (11, 11), (1,)], ids=str)
 def test_a_prompt_in_any_number_of_chunks_has_the_logits_of_the_plain_path(
@@ -100,7 +102,7 @@ def test_a_prompt_in_any_number_of_chunks_has_the_logits_of_the_plain_path(
     torch.testing.assert_close(found, last_logits(engine, prompts), atol=1e-9, rtol=0)
 
 
-@every_function
+@every_model
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_each_decode_step_has_the_logits_of_the_grown_sequence(
     function, position, tmp_path, monkeypatch
@@ -120,7 +122,7 @@ def test_each_decode_step_has_the_logits_of_the_grown_sequence(
             torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
 
 
-@every_function
+@every_model
 def test_captured_decode_passes_change_no_bit(function, tmp_path, monkeypatch):
     monkeypatch.setattr(session_module, "BUCKET", SMALL_BUCKET)
     monkeypatch.setattr(session_module, "_COPYING", 0)

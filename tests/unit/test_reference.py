@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
+import tiny
 from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -41,22 +41,6 @@ COVERING = [
     ("learned", "rmsnorm", "gelu", 2, True, False, 0, 9),
     ("rope", "rmsnorm", "gelu", 4, False, True, 6, 0),
 ]
-
-IMPORTED: dict[str, dict[str, Any]] = {
-    "llama": {"rope_stretch": "llama3", "rope_factor": 8.0, "rope_original_context": 6},
-    "linear": {"rope_stretch": "linear", "rope_factor": 3.0},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True, "head_dim": 6},
-    "neox": {
-        "parallel_norms": 2,
-        "rotary_dim": 2,
-        "head_dim": 6,
-        "bias": True,
-        "norm": "layernorm",
-        "activation": "gelu-exact",
-    },
-}
-"""What other families of models have."""
 
 PARTED = [name for name, traits in WIRINGS.items() if traits.parted_messages]
 
@@ -109,11 +93,11 @@ def test_every_combination_of_options_equals_the_reference(wiring) -> None:
 
 
 @pytest.mark.parametrize("num_sublayers", [1, 2, 3])
-@pytest.mark.parametrize("family", IMPORTED)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_what_other_families_have_equals_the_reference(wiring, family, num_sublayers) -> None:
-    values = {**SMALL, "position": "rope", "norm": "rmsnorm", "activation": "swiglu"}
-    values |= {"rope_theta": 100.0, "kv_heads_per_sublayer": 2, **IMPORTED[family]}
+    values = {**SMALL, "position": "rope", "rope_theta": 100.0, "kv_heads_per_sublayer": 2}
+    values |= tiny.FAMILIES[family]
     config = ModelConfig.from_dict({**values, "wiring": wiring, "num_sublayers": num_sublayers})
     check(config, torch.tensor([[1, 2, 10, 0, 3], [4, 4, 7, 9, 5]]))
 

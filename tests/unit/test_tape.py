@@ -19,6 +19,7 @@ from krakenlm.ranks.launch import Rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+MODELS = tiny.FUNCTIONS | tiny.FAMILIES | tiny.ADAPTED
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 
 
@@ -232,14 +233,15 @@ def _place(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 
-@pytest.mark.parametrize("function", tiny.FUNCTIONS.values(), ids=tiny.FUNCTIONS)
+@pytest.mark.parametrize("function", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_replayed_decode_asks_for_no_memory_but_for_small_constants(function, position):
-    config = ModelConfig(
-        **function, num_sublayers=1, hidden_size=24, num_hidden_layers=3, heads_per_sublayer=4,
-        kv_heads_per_sublayer=2, vocab_size=61, max_position_embeddings=48, bias=True,
-        position=position,
-    )  # fmt: skip
+    fields = {
+        "num_sublayers": 1, "hidden_size": 24, "num_hidden_layers": 3, "heads_per_sublayer": 4,
+        "kv_heads_per_sublayer": 2, "vocab_size": 61, "max_position_embeddings": 48, "bias": True,
+        "position": position,
+    } | function  # fmt: skip
+    config = ModelConfig(**fields)
     engine = Engine.random(config, ALONE, torch.float32)
     with engine.session([[1, 2, 3], [4]], 9) as session:
         session.prefill()
