@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import naive
+import tiny
 from generated_code import calls, overlapped
 from krakenlm.config import ModelConfig
 from krakenlm.eval.model import load_causal_lm
@@ -46,6 +47,12 @@ CONFIGS = {
     "lagged-layer": ModelConfig(
         **{**SHAPE, "heads_per_sublayer": 4}, wiring="lagged-layer", kv_heads_per_sublayer=2,
         position="rope",
+    ),
+    "qwen3": ModelConfig(**SHAPE | tiny.FAMILIES["qwen3"], position="rope", qkv_bias=True),
+    "neox": ModelConfig(**SHAPE | tiny.FAMILIES["neox"], position="rope"),
+    "llama-late": ModelConfig(
+        **{**SHAPE, "num_hidden_layers": 4, **tiny.FAMILIES["llama"], "wiring": "shared"},
+        position="rope", late_layers="1-2",
     ),
 }  # fmt: skip
 # Another N than the checkpoint's own.
@@ -148,6 +155,11 @@ WAYS = [
     ("kraken-shared", 2, "async"),
     ("lagged", 2, "async"),
     ("lagged-layer", 2, "async"),
+    ("qwen3", 1, "async"),
+    ("qwen3", 2, "async"),
+    ("neox", 2, "async"),
+    ("llama-late", 1, "async"),
+    ("llama-late", 2, "async"),
 ]
 
 
