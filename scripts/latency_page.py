@@ -138,6 +138,28 @@ def summary_table() -> str:
     return markers.markdown(headings, rows, numbers=True)
 
 
+def chunks_table() -> str:
+    """A row a link and wiring: what chunks alone buy a model whose sums are all exposed."""
+    links = {
+        "emulated-10gbit": "10 Gbit/s, emulated",
+        "veth-1gbit-chunks": "1 Gbit/s",
+        "veth-100mbit-chunks": "100 Mbit/s",
+    }
+    rows = []
+    for scenario, link in links.items():
+        runs = reports(scenario)
+        for name in ("standard", "parallel"):
+            in_two = f"{name}, 2 chunks"
+            # Each over the standard model by round, and so over one another.
+            ratios = (over_runs(runs, n, lambda r: r.speedup) for n in (name, in_two))
+            speedups = [two / one for one, two in zip(*ratios, strict=True)]
+            saved = [100 * (1 - 1 / speedup) for speedup in speedups]
+            times = (cell([_ttft(run, n) for run in runs]) for n in (name, in_two))
+            rows.append((link, name, *times, cell(speedups, "x", 2), cell(saved, " %", 0)))
+    headings = ("link", "model", "TTFT, ms", "in 2 chunks, ms", "speedup", "TTFT saved")
+    return markers.markdown(headings, rows, numbers=True)
+
+
 def ratios_table() -> str:
     """How near the engine comes to what bounds it, and to vLLM."""
     chunked = "kraken (published width 678), 2 chunks"
@@ -277,6 +299,7 @@ TABLES: dict[str, markers.Table] = {
     "breakdown one-host": _of(breakdown_table, "one-host"),
     "summary": summary_table,
     "ratios": ratios_table,
+    "chunks": chunks_table,
     "vllm": vllm_table,
     "allreduce one-host": _of(allreduce_table, "allreduce-one-host"),
     "allreduce 1gbit": _of(allreduce_table, "allreduce-1gbit"),
