@@ -5,13 +5,13 @@ import weakref
 import pytest
 import torch
 
+import tiny
 from krakenlm.config import WIRINGS, ModelConfig
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
 from krakenlm.model import packed
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
-from krakenlm.model.feed_forward import gelu
 from krakenlm.model.layers import BranchLinear
 from krakenlm.model.packed import PackedLinear, PackedMatrix, can_pack, pack
 from krakenlm.model.reduce import LocalReducer
@@ -24,6 +24,7 @@ needs_packing = pytest.mark.skipif(
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
+FUNCTIONS = tiny.FUNCTIONS | tiny.FAMILIES | tiny.ADAPTED
 BF16_STEP = 2.0**-8
 """A bfloat16 result differs from the exact one by at most this part of itself."""
 
@@ -63,7 +64,7 @@ def hidden(decoder: Decoder) -> torch.Tensor:
 @pytest.mark.parametrize("branches", [1, 2, 3])
 @pytest.mark.parametrize("own_streams", [False, True])
 @pytest.mark.parametrize("bias", ["none", "one", "each"])
-@pytest.mark.parametrize("with_gelu", [False, True])
+@pytest.mark.parametrize("with_gelu", [None, "tanh", "none"])
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_a_packed_map_rounds_the_plain_maps_result(branches, own_streams, bias, with_gelu, tokens):
     torch.manual_seed(branches)
@@ -72,8 +73,8 @@ def test_a_packed_map_rounds_the_plain_maps_result(branches, own_streams, bias, 
     found = PackedLinear(linear, gelu=with_gelu)(x)
     plain = linear(x)
     exact = linear.float()(x.float())
-    if with_gelu:
-        plain, exact = gelu(plain), gelu(exact)
+    if with_gelu is not None:
+        plain, exact = (torch.nn.functional.gelu(y, approximate=with_gelu) for y in (plain, exact))
     assert (found.shape, found.dtype) == (plain.shape, torch.bfloat16)
     torch.testing.assert_close(found.float(), exact, atol=1e-3, rtol=BF16_STEP)
     torch.testing.assert_close(found, plain, atol=2e-2, rtol=4 * BF16_STEP)
@@ -91,7 +92,7 @@ def test_a_packed_matrix_takes_any_leading_shape():
 
 @needs_packing
 @pytest.mark.parametrize("wiring", WIRINGS)
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu-exact", "swiglu"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_decoder_has_no_plain_map_left_and_the_same_results(wiring, activation, bias):
     decoder = drawn_decoder(wiring, activation=activation, bias=bias)
@@ -135,9 +136,9 @@ def test_other_types_than_bfloat16_stay_plain(dtype):
 
 
 @needs_packing
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_an_engine_packs_unless_told_not_to(wiring):
-    config = drawn_decoder(wiring).config
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_an_engine_packs_unless_told_not_to(function):
+    config = drawn_decoder(**function).config
     logits = []
     for wanted in (True, False):
         torch.manual_seed(0)

@@ -7,15 +7,22 @@ operators are those that TorchInductor calls; where PyTorch lacks them nothing i
 Shape letters: see ``krakenlm.model``.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from krakenlm.model.decoder import Decoder
-from krakenlm.model.feed_forward import FeedForward, gelu
+from krakenlm.model.feed_forward import FeedForward, gelu, gelu_exact
 from krakenlm.model.layers import BranchLinear
 
 _TYPICAL_TOKENS = 1
 """What oneDNN is told to expect: its choice for one token is as fast for 512."""
+
+Gelu = Literal["tanh", "none"]
+"""GELU's form, as ``torch.nn.functional.gelu`` takes it: ``none`` is exact."""
+
+_APPLIED_ON_THE_WAY_OUT: dict[object, Gelu] = {gelu: "tanh", gelu_exact: "none"}
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -33,14 +40,18 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class PackedMatrix:
-    """y = x W^T + b with W packed, and GELU (tanh form) applied on the way out if asked."""
+    """y = x W^T + b with W packed, and GELU applied on the way out if asked."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None, *, gelu: bool = False):
+    def __init__(
+        self, weight_OI: Tensor, bias_O: Tensor | None = None, *, gelu: Gelu | None = None
+    ) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(
             weight_OI.detach().contiguous(), _TYPICAL_TOKENS
         )
         self._bias_O = bias_O
-        self._epilogue: tuple[str, list[float], str] = ("gelu" if gelu else "none", [], "tanh")
+        self._epilogue: tuple[str, list[float], str] = ("none", [], "")
+        if gelu is not None:
+            self._epilogue = ("gelu", [], gelu)
 
     def __call__(self, x_PI: Tensor) -> Tensor:
         """x of any leading shape [..., I] to [..., O]."""
@@ -53,7 +64,7 @@ class PackedMatrix:
 class PackedLinear(nn.Module):
     """``BranchLinear`` for inference with packed weights: x_SBTI to y_KBTO."""
 
-    def __init__(self, linear: BranchLinear, *, gelu: bool = False) -> None:
+    def __init__(self, linear: BranchLinear, *, gelu: Gelu | None = None) -> None:
         super().__init__()
         biases: list[Tensor | None] = [None] * linear.weight.shape[0]
         if linear.bias is not None:
@@ -81,13 +92,11 @@ def pack(decoder: Decoder) -> None:
     """
     # A list of all modules would hold on to the plain maps.
     for module in [m for m in decoder.modules() if not isinstance(m, BranchLinear)]:
-        if (
-            isinstance(module, FeedForward)
-            and module.activate is gelu
-            and can_pack(module.up.weight)
-        ):
-            module.up = PackedLinear(module.up, gelu=True)  # type: ignore[assignment]
-            module.activate = nn.Identity()
+        if isinstance(module, FeedForward) and can_pack(module.up.weight):
+            form = _APPLIED_ON_THE_WAY_OUT.get(module.activate)
+            if form is not None:
+                module.up = PackedLinear(module.up, gelu=form)  # type: ignore[assignment]
+                module.activate = nn.Identity()
         for name, child in list(module.named_children()):
             if isinstance(child, BranchLinear) and can_pack(child.weight):
                 setattr(module, name, PackedLinear(child))
