@@ -20,10 +20,10 @@ EXTRAS := data,eval,dev
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
+.PHONY: help demo bench parity smollm2 test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 INSTALL  = $(BIN)/pip install -q $(if $(LOCK),-c constraints/package.txt)
 NEW_VENV = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +40,10 @@ $(VENV)/.installed: pyproject.toml constraints/package.txt | $(VENV)/bin/pip
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.installed-gguf: $(VENV)/.installed
+	$(INSTALL) -e ".[gguf]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -64,6 +68,9 @@ bench: $(VENV)/.installed  ## measure what docs/latency.md shows, about 40 minut
 parity: $(VENV)/.installed  ## train every architecture over a grid of learning rates and seeds, six hours on two cores (TEXT=FILE...)
 	@test -n "$(TEXT)" || { echo "make parity needs a text to learn from: TEXT=openwebtext.jsonl.gz, or what krakenlm prepare --text reads"; exit 2; }
 	$(BIN)/python scripts/parity.py --text $(TEXT) $(PARITY)
+
+smollm2: $(VENV)/.installed-gguf  ## fetch SmolLM2-135M (98 MB), convert it, ask it a question on three processes
+	$(BIN)/python scripts/smollm2.py $(if $(PROMPT),--prompt "$(PROMPT)")
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
 	$(BIN)/python -m pytest

@@ -48,7 +48,8 @@ MODELS = {
         "wiring": "ladder", "num_sublayers": 1, "heads_per_sublayer": 6, "norm": "rmsnorm",
     },
     "shared 4": {
-        "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True, "ffn_dim": 20,
+        "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True,
+        "ffn_dim": 20,
     },
     "shared 4, sums of a third": {
         "wiring": "shared", "num_sublayers": 4, "heads_per_sublayer": 2, "bias": True,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from krakenlm.errors import KrakenError, RankFailedError, trying
 from krakenlm.environment import cores_here
+from krakenlm.errors import KrakenError, RankFailedError, trying
 from krakenlm.ranks.cores import threads_per_rank
 from krakenlm.ranks.launch import Rank, launch
 
@@ -50,7 +50,7 @@ def vanish(rank: Rank) -> None:
 
 
 def threads_here() -> int:
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 class ThreadsOfTheStarter:
@@ -174,7 +174,7 @@ def test_what_was_killed_is_named(whom, name):
 
 
 def test_what_the_ranks_cannot_have_is_said_in_one_line(capfd):
-    with pytest.raises(RankFailedError, match="^failed while starting the ranks: ValueError: inv"):
+    with pytest.raises(RankFailedError, match=r"^failed while starting the ranks: ValueError: inv"):
         run(hang, Unreadable())
     assert capfd.readouterr().err == ""
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from krakenlm.config import count_parameters, model_config
+from krakenlm.engine.engine import Engine
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.packed import can_pack
 from krakenlm.model.shard import split
-from krakenlm.engine.engine import Engine
 from krakenlm.ranks.launch import Rank, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]

@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from generated_code import calls, overlapped
 import tiny
+from generated_code import calls, overlapped
 from krakenlm.config import ModelConfig, allreduces
 from krakenlm.model.attention import SdpaCore
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.reduce import LocalReducer
-from krakenlm.transport.collective import Group
-from krakenlm.transport.connect import Transport
 from krakenlm.ranks.launch import Rank, launch
 from krakenlm.serving.overlap import (
     BlockingCarrier,
@@ -21,6 +19,8 @@ from krakenlm.serving.overlap import (
     asynchronous_carriers,
     enlist,
 )
+from krakenlm.transport.collective import Group
+from krakenlm.transport.connect import Transport
 
 pytestmark = pytest.mark.dist
 
@@ -146,7 +146,9 @@ def late_partner(rank: Rank, transport: Transport) -> None:
 @pytest.mark.parametrize("transport", ["process-group", "shared-memory", "sockets"])
 def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
     heard = []
-    launch(late_partner, [transport], devices=2, on_message=heard.append, device_type="cpu", threads=1)
+    launch(
+        late_partner, [transport], devices=2, on_message=heard.append, device_type="cpu", threads=1
+    )
     assert sorted(index for index, *_ in heard) == [0, 1]
     for index, begin_s, wait_s, total, branches in heard:
         assert begin_s < LATE / 2

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from krakenlm.config import ModelConfig
-from krakenlm.model.wiring import WrappedBlock
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
-from krakenlm.ranks.launch import Rank, launch
 from krakenlm.engine.trace import Event, Recorder, RecordingReducer
+from krakenlm.model.wiring import WrappedBlock
+from krakenlm.ranks.launch import Rank, launch
 
 pytestmark = pytest.mark.dist
 

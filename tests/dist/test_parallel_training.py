@@ -95,7 +95,10 @@ def assert_same(run: RunFolder, other: RunFolder) -> None:
         torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-4, msg=name)
     files = [sorted(path.name for path in each.model.iterdir()) for each in (run, other)]
     assert files[0] == files[1]
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "checkpoint-3",
+        "checkpoint-6",
+    ]
     assert run.last_checkpoint().name == "checkpoint-6"
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from krakenlm.config import WIRINGS, ModelConfig, WiringName
+from krakenlm.engine.engine import Engine
+from krakenlm.engine.options import EngineOptions
 from krakenlm.model.reduce import Ready
 from krakenlm.model.shard import split
 from krakenlm.model.wiring import WrappedBlock
+from krakenlm.ranks.launch import Rank, launch
 from krakenlm.transport import shared_memory, sockets
 from krakenlm.transport.connect import Connections, connect
-from krakenlm.engine.engine import Engine
-from krakenlm.engine.options import EngineOptions
-from krakenlm.ranks.launch import Rank, launch
 from krakenlm.transport.links import Link
 
 pytestmark = pytest.mark.dist
@@ -318,7 +318,9 @@ def test_a_wiring_that_awaits_its_sums_too_early_is_caught(said):
 def far_ahead(rank: Rank, transport: str) -> None:
     shared_memory._TIMEOUT_SECONDS = sockets._TIMEOUT_SECONDS = 5.0
     connections = connect(rank, split(CONFIG, rank.size)[rank.index], transport)
-    pending = [connections.streams.begin(torch.full((1, 1, 1, 100_000), float(n))) for n in range(100)]
+    pending = [
+        connections.streams.begin(torch.full((1, 1, 1, 100_000), float(n))) for n in range(100)
+    ]
     rank.emit([float(p.wait()[0, 0, 0, 0]) for p in pending])
     connections.streams.begin(torch.ones(1, 1, 1, 8_000_000)).wait()
     connections.close()
