@@ -1,5 +1,6 @@
 """A trained model's layers become late, and learn to be what they were."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -23,6 +24,7 @@ from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.integrations.rewiring import rewire
 from krakenlm.model.checkpoint import read_config
+from krakenlm.model.decoder import Layer
 from krakenlm.train import trainer as trainer_module
 from krakenlm.train.models import start_model, teacher_of
 from krakenlm.train.recipe import Adaptation, Recipe, Training
@@ -94,9 +96,13 @@ def test_the_last_stream_is_what_the_final_norm_reads(function):
     with Streams().watching(model.model) as streams:
         model(IDS)
     assert len(streams.behind) == config.num_hidden_layers
-    torch.testing.assert_close(streams.behind[-1], read[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        streams.behind[config.num_hidden_layers - 1], read[0], rtol=1e-9, atol=1e-9
+    )
     model(IDS + 1)  # nobody watches any more
-    torch.testing.assert_close(streams.behind[-1], read[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        streams.behind[config.num_hidden_layers - 1], read[0], rtol=1e-9, atol=1e-9
+    )
 
 
 def test_streams_of_a_standard_model_are_its_layers_outputs():
@@ -131,6 +137,7 @@ def test_the_divergence_and_its_gradient_are_those_of_the_formula():
 def test_the_layers_loss_holds_each_tokens_error_to_its_own_length():
     wanted = [torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])] * 2
     found = [wanted[0], wanted[1] + torch.tensor([[[0.5, 0.0], [0.0, 100.0]]])]
+    found, wanted = dict(enumerate(found)), dict(enumerate(wanted))
     assert layer_loss(found, wanted, [0]) == 0
     assert layer_loss(found, wanted, [1]) == pytest.approx((0.01 + 0.04) / 2)
     assert layer_loss(found, wanted, [0, 1]) == pytest.approx(0.025 / 2)
@@ -193,6 +200,38 @@ def test_training_brings_the_model_back_to_its_teacher(adapt, name, original, ti
     assert torch.equal(torch.cat([*after[kept]], dim=1), before[kept][0])
     assert not torch.equal(torch.cat([*after[learned]], dim=1), before[learned][0])
     assert (run.model / "chat_template.jinja").is_file()
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_layers_that_stay_are_computed_once(position, original, tiny_data, tmp_path, monkeypatch):
+    """What is learned is what it would be if the model ran them itself."""
+    folder = Path(shutil.copytree(original, tmp_path / "original"))
+    torch.manual_seed(0)
+    config = STANDARD.replace(position=position, initializer_range=0.3)
+    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
+    ran = []
+    attend = Layer.attend
+
+    def counted(self, *arguments):
+        ran.append(self.attention.layer_index)
+        return attend(self, *arguments)
+
+    found = []
+    for embeddings in (False, True):  # embeddings that learn need a pass over all layers
+        asked = recipe(
+            folder, tiny_data, tmp_path / str(embeddings), steps=1, eval_batches=1,
+            adapt={"train_embeddings": embeddings},
+        )  # fmt: skip
+        asked = dataclasses.replace(asked, model=asked.model.replace(position=position))
+        monkeypatch.setattr(Layer, "attend", counted)
+        ran.clear()
+        run = train(asked)
+        monkeypatch.setattr(Layer, "attend", attend)
+        found.append(trainer_module.History.load(run.history).training)
+        of_training = ran[: 2 * LAYERS - (2 if position == "rope" and not embeddings else 0)]
+        of_student = [2, 3] if position == "rope" and not embeddings else [0, 1, 2, 3]
+        assert of_training == [0, 1, 2, 3, *of_student]
+    assert found[0][0].loss == pytest.approx(found[1][0].loss, rel=1e-5)
 
 
 def test_accumulated_batches_learn_what_one_batch_does(original, tiny_data, tmp_path):
@@ -271,8 +310,6 @@ def test_a_model_of_bfloat16_stays_one(original, tiny_data, tmp_path):
 def test_what_cannot_be_adapted_is_refused_before_anything_is_written(
     changes, message, original, tiny_data, tmp_path
 ):
-    import dataclasses
-
     asked = recipe(original, tiny_data, tmp_path / "run", late="")
     asked = dataclasses.replace(asked, model=asked.model.replace(**changes))
     with pytest.raises(KrakenError, match=message) as refused:

@@ -88,8 +88,9 @@ class Decoder(nn.Module):
     Attributes:
         degree: the N that is computed with. Where N is a choice it may be set to a number that
             divides the configuration's: the numbers are those of the same weights laid out for it.
-        runs: which wiring joins which layers. It may be set to that of another choice of late
-            layers of the same wiring, see ``krakenlm.config.layer_runs``.
+        runs: which wiring joins which layers, see ``krakenlm.config.layer_runs``. It may be set to
+            that of another choice of late layers of the same wiring, and to the runs from one on:
+            then layers before it are left out.
     """
 
     def __init__(self, config: ModelConfig, embed_tokens: nn.Module | None = None) -> None:

@@ -268,9 +268,11 @@ assert WIRING_FUNCTIONS.keys() == WIRINGS.keys()
 def wired(
     runs: Sequence[LayerRun], blocks: Sequence[Block], x_1BTD: Tensor, reducer: Reducer, join: Join
 ) -> Pass:
-    """All blocks, each run of them joined by its own wiring."""
+    """The blocks of these runs, each run joined by its own wiring."""
     if len(runs) == 1:
-        return WIRING_FUNCTIONS[runs[0].wiring](blocks, x_1BTD, reducer, join)
+        wiring, layers = runs[0]
+        function = WIRING_FUNCTIONS[wiring]
+        return function(blocks[layers.start : layers.stop], x_1BTD, reducer, join)
     return _in_turn(runs, blocks, x_1BTD, reducer, join)
 
 

@@ -3,7 +3,7 @@
 Shape letters: see ``krakenlm.model``; V is the vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.model.decoder import Decoder
 
-# Rows of logits that are in float32 at once.
-_ROWS = 256
+# Elements of logits that are in float32 at once: few enough for a processor's cache.
+_AT_ONCE = 1 << 20
 
 
 class Streams:
@@ -31,10 +31,15 @@ class Streams:
         self._added: dict[int, Tensor] = {}
 
     @contextmanager
-    def watching(self, decoder: Decoder) -> Iterator["Streams"]:
-        """Collect what the decoder's forward passes compute, the last pass's in the end."""
+    def watching(self, decoder: Decoder, first: int = 0) -> Iterator["Streams"]:
+        """Collect what the decoder's forward passes compute, the last pass's in the end.
+
+        Args:
+            decoder: that is watched.
+            first: the first layer that its passes run.
+        """
         layers: Any = decoder.layers
-        handles = [layers[0].norm_1.register_forward_pre_hook(self._begin)]
+        handles = [layers[first].norm_1.register_forward_pre_hook(self._begin)]
         for index, layer in enumerate(layers):
             hook = _adding_to(self, index)
             handles += [
@@ -47,13 +52,13 @@ class Streams:
                 handle.remove()
 
     @property
-    def behind(self) -> list[Tensor]:
-        """x_BTD behind each layer, in order."""
+    def behind(self) -> dict[int, Tensor]:
+        """x_BTD behind each layer that has run, by its index."""
         assert self._first is not None, "a pass has run"
-        x_BTD, found = self._first, []
+        x_BTD, found = self._first, {}
         for index in sorted(self._added):
             x_BTD = x_BTD + self._added[index]
-            found.append(x_BTD)
+            found[index] = x_BTD
         return found
 
     def add(self, index: int, branches_KBTD: Tensor) -> None:
@@ -87,21 +92,23 @@ class Teacher:
         self._model.to(device)
 
     @torch.no_grad()
-    def layers(self, ids_BT: Tensor) -> list[Tensor]:
+    def layers(self, ids_BT: Tensor) -> dict[int, Tensor]:
         """The stream behind each layer, x_BTD each; without the head."""
         with Streams().watching(self._model.model) as streams:
             self._model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
         return streams.behind
 
     @torch.no_grad()
-    def layers_and_logits(self, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
+    def layers_and_logits(self, ids_BT: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """The same, and logits_BTV."""
         with Streams().watching(self._model.model) as streams:
             logits_BTV = self._model(input_ids=ids_BT, use_cache=False).logits
         return streams.behind, logits_BTV
 
 
-def layer_loss(found: Sequence[Tensor], wanted: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+def layer_loss(
+    found: Mapping[int, Tensor], wanted: Mapping[int, Tensor], layers: Sequence[int]
+) -> Tensor:
     """How far layers' outputs are from those wanted: squared error over squared length.
 
     It is a mean over tokens and layers. Lengths differ by orders of magnitude between tokens and
@@ -128,15 +135,16 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, found_PV: Tensor, wanted_PV: Tensor) -> Tensor:
+        rows_at_once = max(1, _AT_ONCE // found_PV.shape[1])
         total = found_PV.new_zeros((), dtype=torch.float32)
         gradient_PV = torch.empty_like(found_PV)
-        for start in range(0, len(found_PV), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(found_PV), rows_at_once):
+            rows = slice(start, start + rows_at_once)
             log_found = F.log_softmax(found_PV[rows].float(), dim=-1)
             log_wanted = F.log_softmax(wanted_PV[rows].float(), dim=-1)
             wanted = log_wanted.exp()
-            total += (wanted * (log_wanted - log_found)).sum()
-            gradient_PV[rows] = (log_found.exp() - wanted) / len(found_PV)
+            total += log_wanted.sub_(log_found).mul_(wanted).sum()
+            gradient_PV[rows] = log_found.exp_().sub_(wanted).div_(len(found_PV))
         ctx.save_for_backward(gradient_PV)
         return total / len(found_PV)
 
