@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import adapt_page  # noqa: E402
 import choose  # noqa: E402
 import command_reference  # noqa: E402
 import cost_tables  # noqa: E402
@@ -111,6 +112,7 @@ MEASURED = {  # what made the numbers of a page, and how to draw them again
     training_page: "scripts/training_speed.py --draw",
     parity_page: "scripts/parity.py --draw",
     choose: "scripts/choose.py",
+    adapt_page: "scripts/publish_adapt.py --draw",
     publish_training: "scripts/publish_training.py --draw",
     publish_serving: "scripts/publish_serving.py --draw",
 }

@@ -21,7 +21,8 @@ class AdaptReport:
         model: folder of the original.
         wiring: of the adapted model.
         sublayers: the N that it was trained with; several where they were drawn.
-        late_layers: of the adapted model, as its configuration has them.
+        late_layers: of the adapted model, as its configuration has them; empty for all.
+        num_hidden_layers: L.
         difference_as_laid_out: see ``krakenlm.adapt.probe.Probe.check_equal``.
         zero_shot: perplexities before training, by the layers that were late; empty where the
             layers were named.
@@ -39,6 +40,7 @@ class AdaptReport:
     wiring: str
     sublayers: tuple[int, ...]
     late_layers: str
+    num_hidden_layers: int
     difference_as_laid_out: float
     zero_shot: dict[str, float]
     tokens: int

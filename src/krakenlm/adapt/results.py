@@ -78,6 +78,7 @@ def report_on(
         wiring=recipe.model.wiring,
         sublayers=plan.sublayers,
         late_layers=recipe.model.late_layers,
+        num_hidden_layers=recipe.model.num_hidden_layers,
         difference_as_laid_out=chosen.difference,
         zero_shot=chosen.zero_shot,
         tokens=recipe.training.steps * history.tokens_per_step,
