@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from krakenlm.data.tokenizer import load_tokenizer
+from krakenlm.integrations.hf import KrakenForCausalLM
+from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.train.recipe import read_recipe
 from krakenlm.train.run_folder import RunFolder
 from krakenlm.train.trainer import train
@@ -118,6 +121,47 @@ def test_two_processes_learn_what_one_learns(tmp_path, tiny_data, parallel, mode
     assert resolved["training"]["parallel"] == parallel
     divided = both.last_checkpoint() / "pytorch_model_fsdp.bin"
     assert divided.exists() == (parallel == "fsdp")
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, tiny_data: Path) -> Path:
+    """A model whose sums are awaited, with rotary positions and the data's tokenizer."""
+    folder = tmp_path / "teacher"
+    torch.manual_seed(0)
+    config = tiny.model_config(
+        wiring="standard", num_sublayers=1, position="rope", initializer_range=0.3
+    )
+    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
+    load_tokenizer(tiny_data).save_pretrained(folder)
+    return folder
+
+
+def adapting(folder: Path, data: Path, output: str, teacher: Path, **changes: object) -> Path:
+    """A recipe whose second layer becomes late, and first learns what the teacher's adds."""
+    model = (
+        "wiring = 'shared'\nnum_sublayers = 2\nhidden_size = 16\nnum_hidden_layers = 2\n"
+        "heads_per_sublayer = 1\nhead_dim = 8\nffn_dim = 32\nposition = 'rope'\n"
+        f"initializer_range = 0.3\nlate_layers = '1'\nmax_position_embeddings = {tiny.CONTEXT}\n"
+    )
+    path = write(folder, data, output, model, **changes)
+    path.write_text(f'{path.read_text()}[adapt]\nteacher = "{teacher}"\nlayerwise_steps = 2\n')
+    return path
+
+
+def test_two_processes_adapt_as_one_does(tmp_path, tiny_data, teacher):
+    ended = together(tmp_path, "train", adapting(tmp_path, tiny_data, "both", teacher))
+    assert ended.returncode == 0, ended.stderr
+    path = adapting(tmp_path, tiny_data, "alone", teacher)
+    assert_same(RunFolder(tmp_path / "both"), train(read_recipe(path, lambda _: tiny.VOCABULARY)))
+
+
+def test_weights_that_a_teacher_shares_cannot_be_divided(tmp_path, tiny_data, teacher):
+    path = adapting(tmp_path, tiny_data, "both", teacher, parallel="fsdp")
+    ended = together(tmp_path, "train", path)
+    refusals = [line for line in ended.stderr.splitlines() if line.startswith("krakenlm:")]
+    assert ended.returncode != 0 and len(refusals) == 1, ended.stderr
+    assert "cannot divide weights that a model and its teacher share" in refusals[0]
+    assert not (tmp_path / "both").exists()
 
 
 def test_fsdp_between_cpus_is_refused_in_one_line(tmp_path, tiny_data):
