@@ -1,4 +1,4 @@
-"""Summary, picture and tables of the long protocol on docs/parity.md.
+"""Summary, picture and tables of docs/parity-long.md.
 
 A folder of results holds ``runs/NAME.json``, one a training run, ``parity-long.json``, what they
 say together, and ``parity-long.png``.
@@ -18,12 +18,14 @@ import markers
 import recording
 from krakenlm.bench.figures import WIRING_COLOURS
 from krakenlm.files import whole_file, write_json
-from parity_page import BASELINE, PAGE, Measured
+from parity_page import BASELINE, Measured
 
 __all__ = ["PAGE", "RESULTS", "TABLES", "draw", "load_summary", "summary", "write_summary"]
 
+PAGE = recording.DOCS / "parity-long.md"
 RESULTS = recording.RESULTS / "parity-long"
 _FILE = "parity-long.json"
+_TO_COME = "The runs are still to come.\n"
 
 
 def summary(
@@ -37,7 +39,7 @@ def summary(
         texts: what was learned from.
         environment: where.
     """
-    long = [run for run in measured if run.history.step >= full]
+    long, tried = _with_best_rates([run for run in measured if run.history.step >= full])
     tuning = [run for run in measured if run.history.step < full]
     keys = dict.fromkeys((run.model, run.history.step) for run in long)
     return {
@@ -49,7 +51,25 @@ def summary(
             {"name": run.model, "learning_rate": run.learning_rate, "loss": run.loss}
             for run in tuning
         ],
+        "in_full_at_other_rates": [
+            {"name": run.model, "learning_rate": run.learning_rate, "loss": run.loss}
+            for run in tried
+        ],
     }
+
+
+def _with_best_rates(runs: Sequence[Measured]) -> tuple[list[Measured], list[Measured]]:
+    """Full runs of each model at one learning rate, that of its best; and those at other rates."""
+    best: dict[tuple[str, int], Measured] = {}
+    for run in runs:
+        known = best.setdefault((run.model, run.history.step), run)
+        if run.seed == known.seed and run.loss < known.loss:
+            best[run.model, run.history.step] = run
+    kept, tried = [], []
+    for run in runs:
+        has_best = run.learning_rate == best[run.model, run.history.step].learning_rate
+        (kept if has_best else tried).append(run)
+    return kept, tried
 
 
 def _entry(runs: Sequence[Measured], name: str, steps: int) -> dict[str, Any]:
@@ -105,9 +125,12 @@ def write_summary(results: Path, found: dict[str, Any]) -> None:
     write_json(results / _FILE, found)
 
 
-def load_summary(results: Path = RESULTS) -> dict[str, Any]:
-    """What ``write_summary`` wrote."""
-    found: dict[str, Any] = json.loads((results / _FILE).read_text(encoding="utf-8"))
+def load_summary(results: Path = RESULTS) -> dict[str, Any] | None:
+    """What ``write_summary`` wrote; None where nothing was trained in full yet."""
+    file = results / _FILE
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
@@ -117,7 +140,10 @@ def long_table() -> str:
         *("model", "layers", "tokens", "tokens a parameter", "learning rate", "seeds"),
         *("validation loss", "perplexity", "perplexity over standard"),
     )
-    return markers.markdown(headings, [_row(m) for m in load_summary()["models"]], numbers=True)
+    found = load_summary()
+    if found is None:
+        return _TO_COME
+    return markers.markdown(headings, [_row(m) for m in found["models"]], numbers=True)
 
 
 def _row(model: dict[str, Any]) -> tuple[str, ...]:
@@ -150,7 +176,10 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def tuning_table() -> str:
     """Validation loss at a tenth of the length, by learning rate."""
-    tuning = load_summary()["tuning"]
+    found = load_summary()
+    if found is None:
+        return _TO_COME
+    tuning = found["tuning"]
     rates = sorted({entry["learning_rate"] for entry in tuning})
     names = dict.fromkeys(entry["name"] for entry in tuning)
     losses = {(entry["name"], entry["learning_rate"]): entry["loss"] for entry in tuning}
@@ -161,12 +190,37 @@ def tuning_table() -> str:
     return markers.markdown(("model", *(f"{rate:g}" for rate in rates)), rows, numbers=True)
 
 
-TABLES = {"parity long": long_table, "parity long tuning": tuning_table}
+def other_rates_table() -> str:
+    """Validation loss in full of what was also trained at another learning rate."""
+    found = load_summary()
+    if found is None:
+        return _TO_COME
+    names = {entry["name"] for entry in found["in_full_at_other_rates"]}
+    rows = [
+        (model["name"], f"{model['learning_rate']:g}", f"{model['seeds'][0]['loss']:.3f}")
+        for model in found["models"]
+        if model["name"] in names and model["tokens"] == min(m["tokens"] for m in found["models"])
+    ]
+    rows += [
+        (entry["name"], f"{entry['learning_rate']:g}", f"{entry['loss']:.3f}")
+        for entry in found["in_full_at_other_rates"]
+    ]
+    return markers.markdown(("model", "learning rate", "validation loss"), rows, numbers=True)
+
+
+TABLES = {
+    "parity long": long_table,
+    "parity long tuning": tuning_table,
+    "parity long rates": other_rates_table,
+}
 
 
 def draw(results: Path) -> None:
     """The difference in perplexity over tokens a parameter, a panel for each depth."""
-    models = load_summary(results)["models"]
+    found = load_summary(results)
+    if found is None:
+        return
+    models = found["models"]
     depths = sorted({model["layers"] for model in models})
     figure = Figure(figsize=(6.2 * len(depths), 4.6), layout="constrained")
     panels = figure.subplots(1, len(depths), squeeze=False, sharey=True)[0]

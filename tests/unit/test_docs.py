@@ -22,6 +22,7 @@ import cost_tables  # noqa: E402
 import draw_architecture  # noqa: E402
 import latency_page  # noqa: E402
 import markers  # noqa: E402
+import parity_long_page  # noqa: E402
 import parity_page  # noqa: E402
 import publish_demo  # noqa: E402
 import publish_serving  # noqa: E402
@@ -111,6 +112,7 @@ MEASURED = {  # what made the numbers of a page, and how to draw them again
     latency_page: "scripts/run_bench.py --draw",
     training_page: "scripts/training_speed.py --draw",
     parity_page: "scripts/parity.py --draw",
+    parity_long_page: "scripts/parity_long.py --draw",
     choose: "scripts/choose.py",
     adapt_page: "scripts/publish_adapt.py --draw",
     publish_training: "scripts/publish_training.py --draw",
