@@ -23,7 +23,7 @@ from krakenlm.eval.perplexity import perplexity
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.integrations.rewiring import rewire
-from krakenlm.model.checkpoint import read_config
+from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.model.decoder import Layer
 from krakenlm.train import trainer as trainer_module
 from krakenlm.train.models import start_model, teacher_of
@@ -439,6 +439,25 @@ def test_adapt_leaves_a_model_and_says_what_became_of_it(original, tiny_data, tm
     assert perplexity(out / "run" / "model", tiny_data, window=16).perplexity > 1
     again = tiny.call(capfd, *arguments)
     assert again.code == 0 and "nothing to do" in again.err
+
+
+def test_several_processes_train_a_recipe(original, tiny_data, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    out = tmp_path / "out"
+    done = tiny.call(capfd, "adapt", original, "--data", tiny_data, "--out", out)
+    assert done.code == 2 and "adapt is one process" in done.err
+    assert not out.exists()
+
+
+def test_an_adapted_model_ends_answers_as_its_teacher_did(original, tiny_data, tmp_path):
+    folder = Path(shutil.copytree(original, tmp_path / "original"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 7]}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+    run = train(recipe(folder, tiny_data, tmp_path / "run", steps=1))
+    assert read_eos_token_ids(run.model) == {5, 7}
 
 
 def test_a_folder_of_something_else_is_left_alone(original, tiny_data, tmp_path, capfd):

@@ -14,6 +14,7 @@ from krakenlm.data.tokens import open_split
 from krakenlm.errors import KrakenError
 from krakenlm.eval.model import pick_device
 from krakenlm.files import write_json
+from krakenlm.ranks.launch import under_torchrun
 from krakenlm.train.recipe import Recipe
 from krakenlm.train.trainer import train
 
@@ -30,6 +31,10 @@ def adapt(plan: Plan, measuring: Measuring, command: Sequence[str]) -> AdaptRepo
         KrakenError: model, data and plan do not fit each other, or a run of another plan lies in
             the output folder.
     """
+    if under_torchrun():
+        raise KrakenError(
+            "adapt is one process: for several give `krakenlm train` a recipe with a table [adapt]"
+        )
     if plan.out.is_dir() and not _is_ours(plan.out):
         raise KrakenError(f"{plan.out} is not empty and holds no adaptation: choose another --out")
     chosen = _choose(plan, measuring)

@@ -17,6 +17,7 @@ from krakenlm.model.checkpoint import read_config
 from krakenlm.train.recipe import Adaptation, Recipe
 from krakenlm.train.teacher import Teacher
 
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Of a configuration, what says how a model is trained and not what it is.
 _TRAINING = {"dropout", "initializer_range", "output_init", "conjunction_init"}
 
@@ -24,13 +25,11 @@ _TRAINING = {"dropout", "initializer_range", "output_init", "conjunction_init"}
 def start_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
     """The model before its first step; where it is adapted, with the weights of its teacher."""
     torch.manual_seed(recipe.training.seed)
-    config = AutoConfig.for_model(
-        MODEL_TYPE,
-        **recipe.trained_model.to_dict(),
-        bos_token_id=manifest.eos_id,
-        eos_token_id=manifest.eos_id,
-        pad_token_id=manifest.eos_id,
-    )
+    tokens = dict.fromkeys(_TOKENS, manifest.eos_id)
+    if recipe.adapt is not None:
+        own = AutoConfig.from_pretrained(recipe.adapt.teacher)
+        tokens = {name: getattr(own, name) for name in _TOKENS}
+    config = AutoConfig.for_model(MODEL_TYPE, **recipe.trained_model.to_dict(), **tokens)
     if recipe.adapt is None:
         model = AutoModelForCausalLM.from_config(config)
     else:
