@@ -20,6 +20,7 @@ from krakenlm.config import ModelConfig, count_parameters, format_layers
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.errors import KrakenError
 from krakenlm.eval.perplexity import perplexity
+from krakenlm.files import write_json
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.integrations.rewiring import rewire
@@ -503,6 +504,9 @@ def test_what_it_needs_grows_with_what_is_trained(original, tiny_data):
 
 
 def test_the_plan_has_a_recipe_that_training_takes(original, tiny_data, tmp_path):
+    with_dropout = STANDARD.replace(dropout=0.1)
+    original = Path(shutil.copytree(original, tmp_path / "original"))
+    write_json(original / "config.json", with_dropout.to_hf_dict())
     plan = Plan.of(
         original, tiny_data, tmp_path / "out", wiring="shared", sublayers=[1, 2], message_parts=2,
         late="1-3", budget=None, tokens=10_000, overrides=["adapt.layerwise_weight=0.5"],
@@ -510,5 +514,6 @@ def test_the_plan_has_a_recipe_that_training_takes(original, tiny_data, tmp_path
     made = plan.recipe((1, 2, 3))
     assert made.adapt.layerwise_weight == 0.5 and made.adapt.teacher == original
     assert made.training.sublayers == (1, 2) and made.model.message_parts == 2
+    assert made.model.dropout == 0
     steps, length = made.training.steps, made.training.sequence_length
     assert steps * made.training.sequences_per_step * length == pytest.approx(10_000, rel=0.1)

@@ -66,6 +66,7 @@ class Plan:
         stored = read_config(model)
         try:
             config = rewired(stored, wiring, max(sublayers), message_parts=message_parts)
+            config = config.replace(dropout=0.0)  # the teacher has none either
         except KrakenError as error:
             raise KrakenError(f"{model}: {error}") from error
         if not config.traits.depends_on_degree and len(sublayers) > 1:
@@ -104,6 +105,7 @@ class Plan:
             steps=_AS_TOKENS_SAY,
             batch_size=8,
             sequence_length=length,
+            eval_batches=8,
             sublayers=self.sublayers if len(self.sublayers) > 1 else None,
             **_HOW,
         )

@@ -20,7 +20,7 @@ from krakenlm.train.trainer import train
 
 
 def adapt(plan: Plan, measuring: Measuring, command: Sequence[str]) -> AdaptReport:
-    """Adapt a model; what an interrupted call has done is not done again.
+    """Adapt a model; what another call has ranked and trained is not done again, only measured.
 
     Args:
         plan: what is adapted, and to what.
