@@ -20,7 +20,7 @@ EXTRAS := data,eval,dev
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity smollm2 test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
+.PHONY: help demo bench parity smollm2 adapt-gpu test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,10 @@ parity: $(VENV)/.installed  ## train every architecture over a grid of learning 
 
 smollm2: $(VENV)/.installed-gguf  ## fetch SmolLM2-135M (98 MB), convert it, ask it a question on three processes
 	$(BIN)/python scripts/smollm2.py $(if $(PROMPT),--prompt "$(PROMPT)")
+
+adapt-gpu: $(VENV)/.installed  ## adapt SmolLM2 with all layers late on one GPU, some 5 minutes (TEXT=FILE... OTHER=FILE...)
+	$(BIN)/python scripts/publish_adapt.py --model runs/smollm2 --text $(TEXT) --other $(OTHER) \
+		--tokens 20000000 --only shared-all-20M --set training.batch_size=32
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
 	$(BIN)/python -m pytest
