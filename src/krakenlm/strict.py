@@ -8,6 +8,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -35,7 +36,7 @@ def from_plain(cls: type[_T], values: Any, name: str = "") -> _T:
     assert dataclasses.is_dataclass(cls)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name or 'the file'} is {values!r}: needs a table of keys and values")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     where = f" in {name}" if name else ""
     refuse_unknown(values, set(hints), where)
     for field in dataclasses.fields(cls):
@@ -138,7 +139,7 @@ def check_types(instance: Any) -> None:
     Raises:
         ConfigError: a field's value is of another type, or not one of its literals.
     """
-    for name, hint in get_type_hints(type(instance)).items():
+    for name, hint in _hints(type(instance)).items():
         object.__setattr__(instance, name, _fitting(hint, name, getattr(instance, name)))
 
 
@@ -157,6 +158,12 @@ def refuse_near_misses(values: Mapping[str, Any], known: AbstractSet[str]) -> No
         near = [] if key in known else difflib.get_close_matches(key, sorted(known), 1, _NEAR)
         if near:
             raise ConfigError(f"unknown key {key!r}: did you mean {near[0]!r}?")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; working them out takes longer than all else here."""
+    return get_type_hints(cls)
 
 
 def _unreadable(path: Path, why: object, advice: str) -> KrakenError:

@@ -10,6 +10,7 @@ share, are everywhere; the rows of an output head are shared out among all ranks
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from krakenlm.config import ModelConfig, without_degree
 from krakenlm.errors import KrakenError
@@ -86,7 +87,7 @@ class Shard:
         """Ranks with the same part of other units: what they add up is the sum of all streams."""
         return range(self.tensor_index, self.ranks, self.tensor_parallel)
 
-    @property
+    @cached_property
     def local_config(self) -> ModelConfig:
         """The configuration of a decoder that holds just this part."""
         config = self.config

@@ -60,18 +60,18 @@ def trace(shard: Shard, which: Pass, dtype: torch.dtype, *, whole: bool = False)
         dtype: of weights, cache and messages.
         whole: run all layers, instead of a few that are then repeated.
     """
-    return _traced(_without_place(shard), which, dtype, whole)
+    return _traced(_representative.setdefault(_likeness(shard), shard), which, dtype, whole)
 
 
-def _without_place(shard: Shard) -> Shard:
-    """The shard as far as its program depends on it, so that equal ranks share one."""
-    rows = shard.head_rows
-    for rank in range(shard.rank):
-        if len(dataclasses.replace(shard, rank=rank).head_rows) == len(rows):
-            candidate = dataclasses.replace(shard, rank=rank)
-            if candidate.local_config == shard.local_config:
-                return candidate
-    return shard
+_representative: dict[Any, Shard] = {}
+"""Of ranks whose programs are equal, the first one asked for."""
+
+
+def _likeness(shard: Shard) -> Any:
+    """All of a shard that its program depends on."""
+    sizes = len(shard.kv_heads), len(shard.ffn_columns), len(shard.head_rows)
+    place = shard.tensor_parallel, shard.ranks, shard.in_branches
+    return shard.config, shard.count, *sizes, *place
 
 
 @lru_cache(maxsize=512)

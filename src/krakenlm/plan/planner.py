@@ -1,0 +1,388 @@
+"""The time to the first token and to each after it, of one model on some devices.
+
+Each rank's program is traced, timed operator by operator against the device's profile and sum by
+sum against the link's, and played. Ranks whose programs are equal are played as one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from krakenlm.bench.models import Contender
+from krakenlm.bench.results import PART_NAMES
+from krakenlm.config import ModelConfig, count_parameters, with_sublayers
+from krakenlm.engine.requests import room_for_answer
+from krakenlm.engine.trace import SUM, WAIT, Event
+from krakenlm.errors import KrakenError
+from krakenlm.model.shard import Shard, split
+from krakenlm.plan.device import DTYPES, DeviceProfile, OperatorCosts
+from krakenlm.plan.link import LinkProfile, SumCost, SumCosts
+from krakenlm.plan.memory import Memory, Room, memory_of, room
+from krakenlm.plan.program import Begin, Item, Operator, Program, Wait, Work
+from krakenlm.plan.schedule import Await, Compute, Contention, Send, Step, Timeline, play, total
+from krakenlm.plan.trace import Pass, trace
+
+_TORCH = {name: getattr(torch, name) for name in DTYPES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What models are planned for.
+
+    Attributes:
+        device: each of them.
+        link: between them.
+        kernel: how sums are made; None is the link's usual way.
+        dtype: of weights, cache and messages.
+        batch_size: prompts at once.
+        output_len: tokens generated for each; 1 is the first token only.
+        tensor_parallel: devices that share each Kraken sub-layer.
+        placement: units of each group of ranks; None is as even as possible.
+        graph_prefill: prompts run as a captured graph as well, not operator by operator.
+    """
+
+    device: DeviceProfile
+    link: LinkProfile
+    kernel: str | None = None
+    dtype: str = "float16"
+    batch_size: int = 1
+    output_len: int = 1
+    tensor_parallel: int = 1
+    placement: tuple[int, ...] | None = None
+    graph_prefill: bool = False
+
+    def __post_init__(self) -> None:
+        for option, value in (
+            ("--batch-size", self.batch_size),
+            ("--output-len", self.output_len),
+        ):
+            if value < 1:
+                raise KrakenError(f"{option} {value}: needs 1 or more")
+        if self.dtype not in DTYPES:
+            raise KrakenError(f"--dtype {self.dtype}: choose one of {', '.join(DTYPES)}")
+
+
+class PlannedPass(NamedTuple):
+    """One pass, played; seconds.
+
+    Attributes:
+        seconds: until its token is chosen, on the slowest rank.
+        exposed: waiting for sums, and computing for them, on the rank that does most of it.
+        compute: without communication, on the slowest rank.
+        communication: all sums one after the other, without compute.
+        parts: of the slowest rank, by name of ``bench.results.PART_NAMES``; they add up to
+            ``seconds``.
+        measured: share of compute and communication that measured tables say.
+        sums: AllReduces.
+        message_bytes: of the largest.
+        buffers: most bytes held at once, on the rank that holds most.
+        timelines: of each rank that was played.
+    """
+
+    seconds: float
+    exposed: float
+    compute: float
+    communication: float
+    parts: dict[str, float]
+    measured: float
+    sums: int
+    message_bytes: int
+    buffers: int
+    timelines: list[Timeline]
+
+    def events(self) -> list[Event]:
+        """For pictures and traces of recorded passes."""
+        found = []
+        for rank, timeline in enumerate(self.timelines):
+            for name, lane, start, end in timeline.spans:
+                if lane == "wire":
+                    found.append(Event(SUM, rank, "communication", start, end))
+                else:
+                    found.append(Event(WAIT if lane == "wait" else name, rank, "compute", start, end))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One model on some devices, for one length of prompt.
+
+    Attributes:
+        label: what tells the model from others.
+        config: its shape.
+        devices: how many.
+        input_len: tokens of each prompt.
+        prefill: the prompt's pass.
+        decode: that of a token in the middle of the answer; None where one token is all.
+        memory: of the device that holds most.
+        fits: it has that much.
+        room: what would fit.
+        variant: the rule that Kraken's sub-layers were derived by.
+        prefill_chunks: parts of the prompt.
+    """
+
+    label: str
+    config: ModelConfig
+    devices: int
+    input_len: int
+    prefill: PlannedPass
+    decode: PlannedPass | None
+    memory: Memory
+    fits: bool
+    room: Room
+    variant: str | None = None
+    prefill_chunks: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return count_parameters(self.config)
+
+    def latency(self, output_len: int) -> float:
+        """Seconds until the last of so many tokens."""
+        later = 0.0 if self.decode is None else self.decode.seconds
+        return self.prefill.seconds + (output_len - 1) * later
+
+
+def plan(contender: Contender, devices: int, input_len: int, setup: Setup) -> Planned:
+    """Plan one model.
+
+    Args:
+        contender: the model.
+        devices: how many share it.
+        input_len: tokens of each prompt.
+        setup: on what.
+
+    Raises:
+        KrakenError: numbers that do not fit the model or one another.
+    """
+    config = contender.config
+    check_length(config, input_len, setup.output_len)
+    shards = shards_of(config, devices, setup)
+    prefill_pass = Pass(setup.batch_size, input_len, chunks=contender.prefill_chunks)
+    prefill = plan_pass(shards, prefill_pass, setup)
+    decode = None
+    if setup.output_len > 1:
+        middle = input_len + setup.output_len // 2
+        decode = plan_pass(shards, Pass(setup.batch_size, middle - 1, decodes=True), setup)
+    element = DTYPES[setup.dtype]
+    positions = input_len + setup.output_len
+    held = {
+        shard: memory_of(
+            shard,
+            element,
+            batch=setup.batch_size,
+            positions=positions,
+            buffers=max(prefill.buffers, decode.buffers if decode else 0),
+        )
+        for shard in shards
+    }
+    fullest = max(held, key=lambda shard: held[shard].total)
+    usable = setup.device.usable_bytes
+    return Planned(
+        label=contender.label,
+        config=config,
+        devices=devices,
+        input_len=input_len,
+        prefill=prefill,
+        decode=decode,
+        memory=held[fullest],
+        fits=held[fullest].total <= usable,
+        room=room(
+            fullest,
+            held[fullest],
+            usable,
+            element,
+            batch=setup.batch_size,
+            tokens=input_len,
+        ),
+        variant=contender.variant,
+        prefill_chunks=contender.prefill_chunks,
+    )
+
+
+def shards_of(config: ModelConfig, devices: int, setup: Setup) -> list[Shard]:
+    """Each device's part; what only Kraken's sub-layers have is left out for other wirings."""
+    if not config.traits.depends_on_degree or devices == 1:
+        return split(config, devices)
+    return split(
+        config, devices, placement=setup.placement, tensor_parallel=setup.tensor_parallel
+    )
+
+
+def check_length(config: ModelConfig, input_len: int, output_len: int) -> None:
+    """Refuse prompts that the engine would refuse.
+
+    Raises:
+        KrakenError: too long for the model's positions, or empty.
+    """
+    if input_len < 1:
+        raise KrakenError(f"--input-len {input_len}: needs 1 or more")
+    if output_len > room_for_answer(config, input_len):
+        raise KrakenError(
+            f"--input-len {input_len} with --output-len {output_len}: the model's context holds "
+            f"{config.max_position_embeddings}: shorten one of them"
+        )
+
+
+def plan_pass(shards: Sequence[Shard], which: Pass, setup: Setup) -> PlannedPass:
+    """Trace, time and play one pass on all ranks."""
+    programs = [trace(shard, which, _TORCH[setup.dtype]) for shard in shards]
+    kinds, place_of = _kinds(shards, programs)
+    device = setup.device
+    captured = which.decodes or setup.graph_prefill
+    timer = _Timer(
+        device.costs(setup.dtype),
+        setup.link.sums(setup.kernel, on_cpu=device.processor == "cpu"),
+        0.0 if captured else device.launch_us.value * 1e-6,
+    )
+    timed = [timer.steps(shards[rank], programs[rank], place_of) for rank in kinds]
+    contention = Contention(
+        device.compute_slowdown_beside_allreduce.value,
+        device.allreduce_slowdown_beside_compute.value,
+    )
+    timelines = play([rank.steps for rank in timed], contention)
+    slowest = max(range(len(timed)), key=lambda i: timelines[i].seconds)
+    seconds = timelines[slowest].seconds
+    bytes_sent = [begin.nbytes for begin in programs[0].sums]
+    return PlannedPass(
+        seconds=seconds,
+        exposed=max(t.exposed + r.for_sums for t, r in zip(timelines, timed, strict=True)),
+        compute=max(total(r.steps) - r.for_sums for r in timed),
+        communication=timed[0].communication,
+        parts=_parts(timed[slowest], timelines[slowest]),
+        measured=timed[slowest].measured,
+        sums=len(bytes_sent),
+        message_bytes=max(bytes_sent, default=0),
+        buffers=max(program.peak_bytes for program in programs),
+        timelines=timelines,
+    )
+
+
+def _kinds(
+    shards: Sequence[Shard], programs: Sequence[Program]
+) -> tuple[list[int], dict[int, int]]:
+    """Which ranks to play, and for each rank the place of the one that stands for it.
+
+    Where all sum with all, one rank stands for those of equal programs; else for itself, unless
+    there is but one program.
+    """
+    first_of: dict[int, int] = {}
+    for rank, program in enumerate(programs):
+        first_of.setdefault(id(program), rank)
+    if len(first_of) > 1 and shards[0].tensor_parallel > 1:
+        return list(range(len(shards))), {rank: rank for rank in range(len(shards))}
+    kinds = list(first_of.values())
+    place_of = {r: kinds.index(first_of[id(program)]) for r, program in enumerate(programs)}
+    return kinds, place_of
+
+
+def _parts(rank: "_Timed", timeline: Timeline) -> dict[str, float]:
+    """Seconds by part; what contention adds is shared out among what was computed."""
+    alone = sum(rank.parts.values())
+    beside = timeline.seconds - timeline.exposed - rank.for_sums
+    stretch = beside / alone if alone else 1.0
+    parts = {name: rank.parts.get(name, 0.0) * stretch for name in PART_NAMES}
+    parts["allreduce"] = timeline.exposed + rank.for_sums
+    return parts
+
+
+class _Timed(NamedTuple):
+    """One rank's pass with its times."""
+
+    steps: list[Step]
+    parts: dict[str, float]
+    for_sums: float
+    """Seconds of compute that sums take."""
+    communication: float
+    measured: float
+
+
+class _Timer:
+    """Turns programs into steps that take time."""
+
+    def __init__(self, operators: OperatorCosts, sums: SumCosts, launch: float) -> None:
+        self._operators = operators
+        self._sums = sums
+        self._launch = launch
+        # Layers that are alike share their operators, which are kept here so that an id stays one.
+        self._known: dict[int, tuple[tuple[Operator, ...], dict[str, float], float]] = {}
+
+    def steps(self, shard: Shard, program: Program, place_of: dict[int, int]) -> _Timed:
+        """Of one rank, among those that are played."""
+        steps: list[Step] = []
+        parts: dict[str, float] = {}
+        begun: dict[int, SumCost] = {}
+        for_sums = communication = measured = everything = 0.0
+        for item in program.items:
+            if isinstance(item, Work):
+                found, from_tables = self._work(item.operators)
+                for name, seconds in found.items():
+                    hidden = name == "gemm" and item.overlapped
+                    place = "overlapped_gemm" if hidden else name
+                    parts[place] = parts.get(place, 0.0) + seconds
+                seconds = sum(found.values())
+                name = f"{item.name} {item.layer + 1}" if item.layer is not None else ""
+                steps.append(Compute(seconds, name))
+                measured, everything = measured + from_tables, everything + seconds
+                continue
+            if isinstance(item, Begin):
+                cost = begun[item.number] = self._cost(shard, item)
+                communication += cost.alone
+                measured += cost.alone * cost.from_table
+                everything += cost.alone
+            members = tuple(sorted({place_of[r] for r in _members(shard, item)}))
+            _add(steps, item, begun[item.number], members)
+            for_sums += begun[item.number].begin if isinstance(item, Begin) else 0.0
+            for_sums += begun[item.number].wait if isinstance(item, Wait) else 0.0
+        share = measured / everything if everything else 0.0
+        return _Timed(steps, parts, for_sums, communication, share)
+
+    def _work(self, operators: tuple[Operator, ...]) -> tuple[dict[str, float], float]:
+        known = self._known.get(id(operators))
+        if known is None:
+            parts: dict[str, float] = {}
+            measured = 0.0
+            for operator in operators:
+                seconds, from_table = self._operators(operator)
+                parts[operator.part] = parts.get(operator.part, 0.0) + seconds
+                measured += seconds * from_table
+            idle = len(operators) * self._launch - sum(parts.values())
+            if idle > 0.0:  # the host cannot launch as fast as the device would be done
+                parts["other"] = parts.get("other", 0.0) + idle
+            known = self._known[id(operators)] = operators, parts, measured
+        return known[1:]
+
+    def _cost(self, shard: Shard, begin: Begin) -> SumCost:
+        ranks = len(_ranks(shard, begin))
+        # Gathering takes as long as summing all that is gathered, as on an emulated link.
+        return self._sums(begin.nbytes * (ranks if begin.gathers else 1), ranks)
+
+
+def _add(steps: list[Step], item: Item, cost: SumCost, members: tuple[int, ...]) -> None:
+    if isinstance(item, Begin):
+        if cost.begin:
+            steps.append(Compute(cost.begin))
+        steps.append(Send(item.number, members, cost.wire, cost.behind))
+    elif isinstance(item, Wait):
+        steps.append(Await(item.number))
+        if cost.wait:
+            steps.append(Compute(cost.wait))
+
+
+def _members(shard: Shard, item: Item) -> range:
+    return _ranks(shard, item) if isinstance(item, Begin) else range(0)
+
+
+def _ranks(shard: Shard, begin: Begin) -> range:
+    groups = {"streams": shard.outer_ranks, "parts": shard.inner_ranks}
+    return groups.get(begin.group, range(shard.ranks))
+
+
+def with_choice(contender: Contender, sublayers: int | None) -> Contender:
+    """A model with the N that ``--sublayers`` chooses, where it is a choice."""
+    if sublayers is None or not contender.config.traits.degree_is_a_choice:
+        return contender
+    return dataclasses.replace(contender, config=with_sublayers(contender.config, sublayers))
