@@ -172,7 +172,7 @@ def _unreadable(path: Path, why: object, advice: str) -> KrakenError:
 
 def _fitting(hint: Any, name: str, value: Any) -> Any:
     """``value`` as the type ``hint`` wants it."""
-    if hint is Any:
+    if hint is Any or type(value) is hint:
         return value
     if get_origin(hint) is Literal:
         if value not in get_args(hint):

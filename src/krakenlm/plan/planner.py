@@ -70,12 +70,12 @@ class PlannedPass(NamedTuple):
 
     Attributes:
         seconds: until its token is chosen, on the slowest rank.
-        exposed: waiting for sums, and computing for them, on the rank that does most of it.
-        compute: without communication, on the slowest rank.
+        exposed: waiting for sums, and computing for them, on the rank with most to compute.
+        compute: without communication, on that rank.
         communication: all sums one after the other, without compute.
-        parts: of the slowest rank, by name of ``bench.results.PART_NAMES``; they add up to
+        parts: of that rank, by name of ``bench.results.PART_NAMES``; they add up to
             ``seconds``.
-        measured: share of compute and communication that measured tables say.
+        measured: share of its compute and communication that measured tables say.
         sums: AllReduces.
         message_bytes: of the largest.
         buffers: most bytes held at once, on the rank that holds most.
@@ -244,16 +244,18 @@ def plan_pass(shards: Sequence[Shard], which: Pass, setup: Setup) -> PlannedPass
         device.allreduce_slowdown_beside_compute.value,
     )
     timelines = play([rank.steps for rank in timed], contention)
-    slowest = max(range(len(timed)), key=lambda i: timelines[i].seconds)
-    seconds = timelines[slowest].seconds
+    # All end together, since all take part in the last exchange: the one with most to compute has
+    # least to wait for, and what it waits for is what communication costs.
+    busiest = max(range(len(timed)), key=lambda i: total(timed[i].steps) - timed[i].for_sums)
+    rank, timeline = timed[busiest], timelines[busiest]
     bytes_sent = [begin.nbytes for begin in programs[0].sums]
     return PlannedPass(
-        seconds=seconds,
-        exposed=max(t.exposed + r.for_sums for t, r in zip(timelines, timed, strict=True)),
-        compute=max(total(r.steps) - r.for_sums for r in timed),
-        communication=timed[0].communication,
-        parts=_parts(timed[slowest], timelines[slowest]),
-        measured=timed[slowest].measured,
+        seconds=max(t.seconds for t in timelines),
+        exposed=timeline.exposed + rank.for_sums,
+        compute=total(rank.steps) - rank.for_sums,
+        communication=rank.communication,
+        parts=_parts(rank, timeline),
+        measured=rank.measured,
         sums=len(bytes_sent),
         message_bytes=max(bytes_sent, default=0),
         buffers=max(program.peak_bytes for program in programs),
