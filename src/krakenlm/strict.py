@@ -139,7 +139,7 @@ def check_types(instance: Any) -> None:
     Raises:
         ConfigError: a field's value is of another type, or not one of its literals.
     """
-    for name, hint in _hints(type(instance)).items():
+    for name, hint in _hints(instance.__class__).items():
         object.__setattr__(instance, name, _fitting(hint, name, getattr(instance, name)))
 
 
@@ -161,7 +161,7 @@ def refuse_near_misses(values: Mapping[str, Any], known: AbstractSet[str]) -> No
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields; working them out takes longer than all else here."""
     return get_type_hints(cls)
 

@@ -23,6 +23,7 @@ from krakenlm.cli import (
     generate,
     hf_serve,
     perplexity,
+    plan,
     prepare,
     runs,
     serve,
@@ -49,6 +50,7 @@ for command in (
     generate.generate,
     convert.convert,
     adapt.adapt,
+    plan.plan,
 ):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

@@ -151,7 +151,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, derived ones filled in."""
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def to_hf_dict(self) -> dict[str, Any]:
         """The contents of ``config.json``, which ``KrakenConfig.from_pretrained`` reads back."""

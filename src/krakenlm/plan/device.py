@@ -151,9 +151,7 @@ class OperatorCosts:
         self._dtype = dtype
         self._element = DTYPES[dtype]
         self._peak = device.peak_tflop_per_second[dtype].value * 1e12
-        self._rate = (
-            device.bandwidth_gb_per_second.value * 1e9 * device.share_of_bandwidth.value
-        )
+        self._rate = device.bandwidth_gb_per_second.value * 1e9 * device.share_of_bandwidth.value
         self._kernel = device.kernel_us.value * 1e-6
         self._known: dict[Operator, Estimate] = {}
 

@@ -37,9 +37,7 @@ class Scattered:
     """
 
     def __init__(self, points: Sequence[tuple[Sequence[float], float]]) -> None:
-        self._points = [
-            ([math.log(c) for c in place], math.log(ratio)) for place, ratio in points
-        ]
+        self._points = [([math.log(c) for c in place], math.log(ratio)) for place, ratio in points]
 
     def correct(self, place: Sequence[float], formula: float) -> Estimate:
         """The formula's seconds at a place, corrected."""

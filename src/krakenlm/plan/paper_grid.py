@@ -29,6 +29,7 @@ _EXPLAINED = ("standard", "parallel", "kraken")
 _KRAKEN = "hardware-friendly"
 PAPER_SPEEDUP = 1.356
 PAPER = "arXiv 2408.07802: geometric mean over standard tensor parallelism"
+WITHOUT = "without communication"
 CELLS = len(SIZES) * len(INPUT_LENS) * len(DEGREES)
 PLANS = CELLS * len(WIRINGS)
 
@@ -170,7 +171,7 @@ def _by_kernel(plans: Sequence[Planned], setup: Setup) -> dict[str, dict[str, fl
         )
         for wiring in _EXPLAINED
     }
-    return {**found, "without communication": bound}
+    return {**found, WITHOUT: bound}
 
 
 def _with_kernel(setup: Setup, kernel: str) -> Setup:

@@ -4,16 +4,15 @@ Each rank's program is traced, timed operator by operator against the device's p
 sum against the link's, and played. Ranks whose programs are equal are played as one.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from krakenlm.bench.models import Contender
 from krakenlm.bench.results import PART_NAMES
-from krakenlm.config import ModelConfig, count_parameters, with_sublayers
+from krakenlm.config import ModelConfig, count_parameters
 from krakenlm.engine.requests import room_for_answer
 from krakenlm.engine.trace import SUM, WAIT, Event
 from krakenlm.errors import KrakenError
@@ -23,7 +22,7 @@ from krakenlm.plan.link import LinkProfile, SumCost, SumCosts
 from krakenlm.plan.memory import Memory, Room, memory_of, room
 from krakenlm.plan.program import Begin, Item, Operator, Program, Wait, Work
 from krakenlm.plan.schedule import Await, Compute, Contention, Send, Step, Timeline, play, total
-from krakenlm.plan.trace import Pass, trace
+from krakenlm.plan.trace import Pass, likeness, trace
 
 _TORCH = {name: getattr(torch, name) for name in DTYPES}
 
@@ -101,7 +100,9 @@ class PlannedPass(NamedTuple):
                 if lane == "wire":
                     found.append(Event(SUM, rank, "communication", start, end))
                 else:
-                    found.append(Event(WAIT if lane == "wait" else name, rank, "compute", start, end))
+                    found.append(
+                        Event(WAIT if lane == "wait" else name, rank, "compute", start, end)
+                    )
         return found
 
 
@@ -207,9 +208,7 @@ def shards_of(config: ModelConfig, devices: int, setup: Setup) -> list[Shard]:
     """Each device's part; what only Kraken's sub-layers have is left out for other wirings."""
     if not config.traits.depends_on_degree or devices == 1:
         return split(config, devices)
-    return split(
-        config, devices, placement=setup.placement, tensor_parallel=setup.tensor_parallel
-    )
+    return split(config, devices, placement=setup.placement, tensor_parallel=setup.tensor_parallel)
 
 
 def check_length(config: ModelConfig, input_len: int, output_len: int) -> None:
@@ -229,8 +228,8 @@ def check_length(config: ModelConfig, input_len: int, output_len: int) -> None:
 
 def plan_pass(shards: Sequence[Shard], which: Pass, setup: Setup) -> PlannedPass:
     """Trace, time and play one pass on all ranks."""
-    programs = [trace(shard, which, _TORCH[setup.dtype]) for shard in shards]
-    kinds, place_of = _kinds(shards, programs)
+    kinds, place_of = _kinds(shards)
+    programs = [trace(shards[rank], which, _TORCH[setup.dtype]) for rank in kinds]
     device = setup.device
     captured = which.decodes or setup.graph_prefill
     timer = _Timer(
@@ -238,7 +237,10 @@ def plan_pass(shards: Sequence[Shard], which: Pass, setup: Setup) -> PlannedPass
         setup.link.sums(setup.kernel, on_cpu=device.processor == "cpu"),
         0.0 if captured else device.launch_us.value * 1e-6,
     )
-    timed = [timer.steps(shards[rank], programs[rank], place_of) for rank in kinds]
+    timed = [
+        timer.steps(shards[rank], program, place_of)
+        for rank, program in zip(kinds, programs, strict=True)
+    ]
     contention = Contention(
         device.compute_slowdown_beside_allreduce.value,
         device.allreduce_slowdown_beside_compute.value,
@@ -263,22 +265,20 @@ def plan_pass(shards: Sequence[Shard], which: Pass, setup: Setup) -> PlannedPass
     )
 
 
-def _kinds(
-    shards: Sequence[Shard], programs: Sequence[Program]
-) -> tuple[list[int], dict[int, int]]:
+def _kinds(shards: Sequence[Shard]) -> tuple[list[int], dict[int, int]]:
     """Which ranks to play, and for each rank the place of the one that stands for it.
 
-    Where all sum with all, one rank stands for those of equal programs; else for itself, unless
-    there is but one program.
+    Ranks that differ in a row of the head are taken to be alike, and the one with more stands for
+    them. Where all sum with all, one rank stands for those alike; else each for itself, unless all
+    are alike.
     """
-    first_of: dict[int, int] = {}
-    for rank, program in enumerate(programs):
-        first_of.setdefault(id(program), rank)
-    if len(first_of) > 1 and shards[0].tensor_parallel > 1:
+    alike: dict[Any, list[int]] = {}
+    for rank, shard in enumerate(shards):
+        alike.setdefault(likeness(shard, head=False), []).append(rank)
+    if len(alike) > 1 and shards[0].tensor_parallel > 1:
         return list(range(len(shards))), {rank: rank for rank in range(len(shards))}
-    kinds = list(first_of.values())
-    place_of = {r: kinds.index(first_of[id(program)]) for r, program in enumerate(programs)}
-    return kinds, place_of
+    kinds = [max(ranks, key=lambda r: len(shards[r].head_rows)) for ranks in alike.values()]
+    return kinds, {r: place for place, ranks in enumerate(alike.values()) for r in ranks}
 
 
 def _parts(rank: "_Timed", timeline: Timeline) -> dict[str, float]:
@@ -381,10 +381,3 @@ def _members(shard: Shard, item: Item) -> range:
 def _ranks(shard: Shard, begin: Begin) -> range:
     groups = {"streams": shard.outer_ranks, "parts": shard.inner_ranks}
     return groups.get(begin.group, range(shard.ranks))
-
-
-def with_choice(contender: Contender, sublayers: int | None) -> Contender:
-    """A model with the N that ``--sublayers`` chooses, where it is a choice."""
-    if sublayers is None or not contender.config.traits.degree_is_a_choice:
-        return contender
-    return dataclasses.replace(contender, config=with_sublayers(contender.config, sublayers))

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from krakenlm.model.attention import Attention
 from krakenlm.model.layers import BranchLinear, Norm
-from krakenlm.plan.shapes import quick_result
 from krakenlm.plan.program import Begin, GroupName, Item, Operator, PartName, Wait, Work
+from krakenlm.plan.shapes import quick_result
 
 _NO_KERNEL = {"_unsafe_view", "alias", "detach", "lift_fresh", "_reshape_alias"}
 _GEMMS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
@@ -108,15 +108,20 @@ class Recorder:
 
     def made(self, outputs: list[Tensor]) -> None:
         """Tensors came to be: they hold memory until nobody has them any more."""
-        for key in [key for key, (storage, _) in self._live.items() if storage.expired()]:
+        for key in [key for key, (storage, _) in self._live.items() if _is_gone(storage)]:
             self.live_bytes -= self._live.pop(key)[1]
         for x in outputs:
             storage = x.untyped_storage()
             key = storage._cdata
             if key not in self._live:
-                self._live[key] = (StorageWeakRef(storage), storage.nbytes())
+                self._live[key] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
                 self.live_bytes += storage.nbytes()
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+def _is_gone(storage: StorageWeakRef) -> bool:
+    gone: bool = storage.expired()  # type: ignore[no-untyped-call]
+    return gone
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -193,7 +198,9 @@ class _FusedKernels(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return self._attention(*args, masked=bool(kwargs["is_causal"] or kwargs["attn_mask"] is not None))
+            return self._attention(
+                *args, masked=bool(kwargs["is_causal"] or kwargs["attn_mask"] is not None)
+            )
         if func is F.rms_norm:
             return self._norm(args[0])
         return func(*args, **kwargs)
@@ -252,11 +259,11 @@ def _hook(
     def before(*_: Any) -> None:
         recorder.enter(part)
         if watched:
-            fused.__enter__()
+            fused.__enter__()  # type: ignore[no-untyped-call]
 
     def after(*_: Any) -> None:
         if watched:
-            fused.__exit__(None, None, None)
+            fused.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         recorder.leave()
 
     return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]

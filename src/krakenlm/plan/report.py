@@ -240,9 +240,7 @@ def choose(report: PlanReport, input_len: int) -> Choice:
     chosen = min(standards or alike, key=latency)
     why = _why(report, chosen, fitting)
     verdict: Literal["chosen", "one device"] = "one device" if chosen.devices == 1 else "chosen"
-    return Choice(
-        input_len, verdict, chosen.label, chosen.devices, 1e3 * latency(chosen), why
-    )
+    return Choice(input_len, verdict, chosen.label, chosen.devices, 1e3 * latency(chosen), why)
 
 
 def _why(report: PlanReport, chosen: Planned, fitting: Sequence[Planned]) -> str:

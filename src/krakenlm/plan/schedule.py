@@ -60,6 +60,10 @@ class Contention(NamedTuple):
     wire: float = 1.0
 
 
+ALONE = Contention()
+"""Neither is slower for the other."""
+
+
 class Span(NamedTuple):
     """Something that took time on one rank.
 
@@ -121,9 +125,7 @@ class _Rank:
         return bool(self.queue) and self.queue[0].start is not None
 
 
-def play(
-    programs: Sequence[Sequence[Step]], contention: Contention = Contention()
-) -> list[Timeline]:
+def play(programs: Sequence[Sequence[Step]], contention: Contention = ALONE) -> list[Timeline]:
     """Play one pass.
 
     Args:
@@ -157,7 +159,7 @@ class _Player:
         """All that takes no time."""
         moved = True
         while moved:
-            moved = any([self._step(rank) for rank in self._ranks])
+            moved = sum(self._step(rank) for rank in self._ranks) > 0  # each of them
             moved |= self._start_sending()
 
     def _step(self, rank: _Rank) -> bool:

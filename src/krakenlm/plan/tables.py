@@ -31,8 +31,8 @@ def plan_table(report: PlanReport, input_len: int) -> Table:
     table = Table(
         title=f"{report.title}: {input_len} tokens in, {setup.output_len} out",
         caption=f"planned, not measured: {setup.device.title}; {setup.link.title}, {kernel}; "
-        f"{setup.dtype}. Speedups are over standard on as many devices; context and batch: the most "
-        "that fit; tables: share of the first token's time from measured tables, the rest by formula",
+        f"{setup.dtype}. Speedups: over standard on as many devices. Context, batch: the most that "
+        "fit. Tables: share of the first token's time from measured tables, the rest by formula",
         title_justify="left",
         caption_justify="left",
     )
@@ -58,7 +58,9 @@ def parts_table(report: PlanReport, input_len: int) -> Table:
     for planned in report.of_length(input_len):
         parts = planned.prefill.parts
         cells = [milliseconds(parts[name]) for name in PART_NAMES]
-        table.add_row(_name(planned), str(planned.devices), *cells, milliseconds(sum(parts.values())))
+        table.add_row(
+            _name(planned), str(planned.devices), *cells, milliseconds(sum(parts.values()))
+        )
     return table
 
 

@@ -60,16 +60,16 @@ def trace(shard: Shard, which: Pass, dtype: torch.dtype, *, whole: bool = False)
         dtype: of weights, cache and messages.
         whole: run all layers, instead of a few that are then repeated.
     """
-    return _traced(_representative.setdefault(_likeness(shard), shard), which, dtype, whole)
+    return _traced(_representative.setdefault(likeness(shard), shard), which, dtype, whole)
 
 
 _representative: dict[Any, Shard] = {}
 """Of ranks whose programs are equal, the first one asked for."""
 
 
-def _likeness(shard: Shard) -> Any:
-    """All of a shard that its program depends on."""
-    sizes = len(shard.kv_heads), len(shard.ffn_columns), len(shard.head_rows)
+def likeness(shard: Shard, *, head: bool = True) -> Any:
+    """All of a shard that its program depends on, with its rows of the head or without."""
+    sizes = len(shard.kv_heads), len(shard.ffn_columns), len(shard.head_rows) if head else 0
     place = shard.tensor_parallel, shard.ranks, shard.in_branches
     return shard.config, shard.count, *sizes, *place
 
@@ -187,7 +187,9 @@ class _Blocks:
         """A ``BlockWrapper``."""
         if index == 0:
             self._chunk += 1  # blocks are made chunk after chunk
-        return _SeenBlock(block, self._recorder, (*self._key, self._chunk, index == self._last), index)
+        return _SeenBlock(
+            block, self._recorder, (*self._key, self._chunk, index == self._last), index
+        )
 
 
 class _SeenBlock(WrappedBlock):
