@@ -172,7 +172,13 @@ def draw_breakdowns(report: LatencyReport, target: Path) -> None:
     _save(figure, target)
 
 
-def draw_timelines(timelines: Mapping[str, Sequence[Event]], target: Path, layers: int = 4) -> None:
+def draw_timelines(
+    timelines: Mapping[str, Sequence[Event]],
+    target: Path,
+    layers: int = 4,
+    *,
+    what: str = "a recorded pass",
+) -> None:
     """What rank 0 computed and which AllReduce was under way, the first layers of each wiring."""
     figure = Figure(figsize=(9, 1.2 + 1.1 * len(timelines)), layout="constrained")
     rows = figure.subplots(len(timelines), 1, squeeze=False, sharex=True)[:, 0]
@@ -193,7 +199,7 @@ def draw_timelines(timelines: Mapping[str, Sequence[Event]], target: Path, layer
         axes.set_yticks([0, 1], ["AllReduce", "compute"], fontsize=8)
         axes.set_title(wiring, loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    rows[-1].set_xlabel(f"ms, rank 0, first {layers} layers of a recorded pass")
+    rows[-1].set_xlabel(f"ms, rank 0, first {layers} layers of {what}")
     _legend(figure, _EVENT_COLOURS)
     _save(figure, target)
 

@@ -18,6 +18,7 @@ _DEVICES = "2,4,8"
 _WIRINGS = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer"
 _KRAKEN = "hardware-friendly,keep-width,gqa,mqa"
 _DEVICE = "a100-80gb"
+_INPUT_LENS = (128, 2048)
 
 _Model = Annotated[
     str | None,
@@ -61,7 +62,14 @@ _Profile = Annotated[
         metavar="FILE.toml", help="A device or a link of your own; may be given for each."
     ),
 ]
-_InputLen = Annotated[str, typer.Option(metavar="LIST", help="Tokens of a prompt.")]
+_InputLen = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Tokens of a prompt.",
+        show_default="128,2048, or what the model's context holds",
+    ),
+]
 _OutputLen = Annotated[int, typer.Option(help="Tokens to generate; 1 is the first token only.")]
 _BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
 _DType = Annotated[
@@ -135,7 +143,7 @@ def plan(
     link: _Link = None,
     allreduce: _AllReduce = None,
     profile: _Profile = None,
-    input_len: _InputLen = "128,2048",
+    input_len: _InputLen = None,
     output_len: _OutputLen = 16,
     batch_size: _BatchSize = 1,
     dtype: _DType = None,
@@ -162,12 +170,12 @@ def plan(
     pictures = _Pictures(plot, timeline, memory)
     _check_pictures(pictures)
     counts = positive_numbers("--devices", _DEVICES if devices is None else devices)
-    lengths = positive_numbers("--input-len", input_len)
     from krakenlm.bench.models import parse_wirings
-    from krakenlm.plan.candidates import Wish, check_krakens, read_shape
+    from krakenlm.plan.candidates import Wish, check_krakens, is_standard, read_shape
     from krakenlm.plan.report import plan_all
 
     shape = read_shape(model)
+    lengths = _lengths(shape, output_len, input_len)
     wish = Wish(
         wirings=tuple(parse_wirings((_WIRINGS if wirings is None else wirings).split(","))),
         krakens=check_krakens(kraken.split(",")),
@@ -195,12 +203,21 @@ def plan(
             lengths,
             setup,
             title=model if batch_size == 1 else f"{model}, {batch_size} prompts at once",
-            strict=devices is not None,
+            strict=devices is not None and (wirings is not None or is_standard(shape)),
         )
         _show(report, parts)
         _draw(shape, wish, counts, report, pictures)
         write(report.to_json())
     _say_written(*pictures, json)
+
+
+def _lengths(shape: "ModelConfig", output_len: int, text: str | None) -> list[int]:
+    from krakenlm.engine.requests import room_for_answer
+
+    if text is not None:
+        return positive_numbers("--input-len", text)
+    longest = max(room_for_answer(shape, output_len), 1)
+    return sorted({min(length, longest) for length in _INPUT_LENS})
 
 
 class _Chosen(NamedTuple):
@@ -276,7 +293,8 @@ def _draw(
     title = f"{report.title}; {setup.device.title}; {setup.link.title}; {setup.dtype}"
     last = [p for p in report.of_length(longest) if p.devices == most and p.prefill_chunks == 1]
     if pictures.timeline is not None:
-        draw_timelines({p.label: p.prefill.events() for p in last}, pictures.timeline)
+        timelines = {p.label: p.prefill.events() for p in last}
+        draw_timelines(timelines, pictures.timeline, what=f"a planned pass; {title}")
     if pictures.memory is not None:
         draw_memory(
             memory_curves(shape, devices, setup), setup.device.usable_bytes, title, pictures.memory
@@ -284,7 +302,7 @@ def _draw(
     if pictures.plot is not None:
         from krakenlm.bench.models import Contender
 
-        models = [Contender(config=p.config, label=p.label) for p in last]
+        models = [Contender(config=p.config, label=p.label, variant=p.variant) for p in last]
         lengths = Curves(
             f"tokens of the prompt, {most} devices", *over_lengths(models, most, setup)
         )

@@ -8,6 +8,7 @@ from krakenlm.bench.models import VARIANTS, Contender, Wanted, in_wiring
 from krakenlm.config import (
     WIRINGS,
     ModelConfig,
+    WiringName,
     derive,
     model_config,
     rewired,
@@ -18,10 +19,11 @@ from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.model.checkpoint import read_config
 
 KRAKENS = (*VARIANTS, "gqa", "mqa")
-"""Ways to match Kraken's sub-layers to a shape: those of ``krakenlm bench``, and the published rule
-with grouped queries or one key and value head a sub-layer."""
-_GROUP = 4
-"""Query heads that share a key head in gqa, where they divide."""
+"""Ways to match Kraken's sub-layers to a shape: those of ``krakenlm bench``, and hardware-friendly
+ones with two key and value heads a sub-layer, or one."""
+KV_HEADS = {"mha": 0, "gqa": 2, "mqa": 1}
+"""Key and value heads of a sub-layer; 0 is one for each query head."""
+_FRIENDLY_HEAD = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,14 @@ class Wish:
     sublayers: int | None = None
     tensor_parallel: int = 1
     prefill_chunks: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        for option, value in (
+            ("--sublayers", self.sublayers),
+            ("--tensor-parallel", self.tensor_parallel),
+        ):
+            if value is not None and value < 1:
+                raise KrakenError(f"{option} {value}: needs 1 or more")
 
 
 def read_shape(text: str) -> ModelConfig:
@@ -67,17 +77,19 @@ def candidates(shape: ModelConfig, wish: Wish, devices: int) -> tuple[list[Conte
     n = wish.sublayers or max(2, devices // wish.tensor_parallel)
     models: list[Contender] = []
     left_out: list[str] = []
-    if shape != _as_standard(shape):
+    if not is_standard(shape):
         models.append(_as_it_is(shape, wish.sublayers))
     for wanted in wish.wirings:
-        try:
-            models += _in_wiring(shape, wanted, n, wish.krakens)
-        except ConfigError as error:
-            left_out.append(f"{wanted.text} on {devices} devices: {error}")
+        for kind in wish.krakens if WIRINGS[wanted.wiring].own_norms else VARIANTS[:1]:
+            try:
+                models += _in_wiring(shape, wanted, n, kind)
+            except ConfigError as error:
+                left_out.append(f"{wanted.text} on {devices} devices: {error}")
     distinct = {model.label: model for model in reversed(models)}
     ordered = [distinct[label] for label in dict.fromkeys(m.label for m in models)]
     chunks = wish.prefill_chunks
-    return [replace(m, prefill_chunks=c) for m in ordered for c in chunks], left_out
+    in_chunks = [replace(m, prefill_chunks=c) for m in ordered for c in chunks]
+    return in_chunks, list(dict.fromkeys(left_out))
 
 
 def alone(shape: ModelConfig) -> Contender:
@@ -85,20 +97,37 @@ def alone(shape: ModelConfig) -> Contender:
     return Contender(config=shape, label=shape.wiring)
 
 
-def kv_heads(kind: str, heads: int) -> int | None:
-    """Key and value heads for so many query heads; None where it would be as many, or as mqa."""
-    if heads == 1:
-        return None
-    if kind == "mqa":
-        return 1
-    return heads // _GROUP if heads % _GROUP == 0 and heads > _GROUP else None
+def with_kv_heads(
+    shape: ModelConfig, n: int, kind: str, wiring: WiringName = "kraken", message_parts: int = 1
+) -> ModelConfig:
+    """Hardware-friendly sub-layers that match a standard shape, with fewer key and value heads.
+
+    Args:
+        shape: the standard shape.
+        n: sub-layers.
+        kind: one of ``KV_HEADS``.
+        wiring: kraken or kraken-shared.
+        message_parts: of the model.
+
+    Raises:
+        ConfigError: no such shape comes near enough.
+    """
+    friendly = shape.head_dim % _FRIENDLY_HEAD == 0
+    return derive(
+        shape,
+        n,
+        wiring=wiring,
+        head_dim=shape.head_dim if friendly else _FRIENDLY_HEAD,
+        kv_heads=KV_HEADS[kind],
+        message_parts=message_parts,
+    )
 
 
-def _as_standard(shape: ModelConfig) -> ModelConfig | None:
-    """The shape itself where wirings may be chosen for it, as for a standard model."""
+def is_standard(shape: ModelConfig) -> bool:
+    """Whether any wiring may be chosen for a shape, those with weights of their own as well."""
     traits = shape.traits
-    is_plain = not (traits.depends_on_degree or traits.norms_per_layer == 1)
-    return shape if is_plain and traits.awaited_as is None else None
+    has_its_norms = not traits.depends_on_degree and traits.norms_per_layer == 2
+    return has_its_norms and traits.awaited_as is None
 
 
 def _as_it_is(shape: ModelConfig, sublayers: int | None) -> Contender:
@@ -106,31 +135,15 @@ def _as_it_is(shape: ModelConfig, sublayers: int | None) -> Contender:
     return Contender(config=config, label=f"{shape.wiring} (as it is)")
 
 
-def _in_wiring(
-    shape: ModelConfig, wanted: Wanted, n: int, krakens: Sequence[str]
-) -> list[Contender]:
-    if _as_standard(shape) is None:
+def _in_wiring(shape: ModelConfig, wanted: Wanted, n: int, kind: str) -> list[Contender]:
+    if not is_standard(shape):
         return [_rewired(shape, wanted, n)] if wanted.wiring != shape.wiring else []
-    if not WIRINGS[wanted.wiring].own_norms:
-        return in_wiring(shape, wanted, n, ())
-    models = in_wiring(shape, wanted, n, [k for k in krakens if k in VARIANTS])
-    for kind in krakens:
-        if kind not in VARIANTS and shape.num_attention_heads % n == 0:
-            heads = kv_heads(kind, shape.num_attention_heads // n)
-            if heads is not None:
-                models.append(_with_fewer_keys(shape, wanted, n, kind, heads))
-    return models
-
-
-def _with_fewer_keys(
-    shape: ModelConfig, wanted: Wanted, n: int, kind: str, heads: int
-) -> Contender:
-    config = derive(
-        shape, n, wiring=wanted.wiring, kv_heads=heads, message_parts=wanted.message_parts
-    )
-    label = f"{wanted.wiring} ({kind.upper()} {config.hidden_size}, {heads} of "
-    label += f"{config.heads_per_sublayer} KV heads)"
-    return Contender(config=config, label=label, variant=kind)
+    if kind not in KV_HEADS:
+        return in_wiring(shape, wanted, n, [kind])
+    config = with_kv_heads(shape, n, kind, wanted.wiring, wanted.message_parts)
+    label = f"{wanted.wiring} ({kind.upper()} {config.hidden_size}, {config.kv_heads_per_sublayer} "
+    label += f"of {config.heads_per_sublayer} KV heads)"
+    return [Contender(config=config, label=label, variant=kind)]
 
 
 def _rewired(shape: ModelConfig, wanted: Wanted, n: int) -> Contender:

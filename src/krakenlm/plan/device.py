@@ -28,7 +28,7 @@ from krakenlm.plan.program import Operator
 
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """Bytes of an element."""
-_ATTENTION_TILE = 128
+_ATTENTION_TILE = 64  # rows; fused kernels take 128, two at a time on a multiprocessor
 # Where tiles are few their sums are split among multiprocessors, which costs some of each. The
 # measured A100 products are all met without it.
 _MOST_SPLITS, _SPLIT_ROWS, _SPLIT_KEEPS = 8, 512, 0.95

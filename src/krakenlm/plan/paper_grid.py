@@ -7,7 +7,7 @@ AllReduce kernel of that link and without communication.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,8 +30,6 @@ _KRAKEN = "hardware-friendly"
 PAPER_SPEEDUP = 1.356
 PAPER = "arXiv 2408.07802: geometric mean over standard tensor parallelism"
 WITHOUT = "without communication"
-CELLS = len(SIZES) * len(INPUT_LENS) * len(DEGREES)
-PLANS = CELLS * len(WIRINGS)
 
 
 class LadderFigure(NamedTuple):
@@ -83,12 +81,13 @@ class PaperGrid:
 
         So the differences between two wirings add up to what one saves over the other.
         """
+        cells = len(self.plans) // len(WIRINGS)
         shares = {wiring: dict.fromkeys(PART_NAMES, 0.0) for wiring in WIRINGS}
         for cell in self.cells():
             whole = cell[0].prefill.seconds
             for planned in cell:
                 for name, seconds in planned.prefill.parts.items():
-                    shares[planned.config.wiring][name] += seconds / whole / CELLS
+                    shares[planned.config.wiring][name] += seconds / whole / cells
         return shares
 
     def to_json(self) -> dict[str, Any]:
@@ -111,15 +110,12 @@ class PaperGrid:
         }
 
 
-def plan_paper_grid(
-    kernel: str | None = None, *, on_plan: Callable[[], None] = lambda: None
-) -> PaperGrid:
+def plan_paper_grid(kernel: str | None = None) -> PaperGrid:
     """Plan the grid.
 
     Args:
         kernel: how sums are made; None is the fastest for each message, as TensorRT-LLM chooses
             by itself.
-        on_plan: called after each of ``PLANS``.
 
     Raises:
         KrakenError: the link has no such kernel.
@@ -128,12 +124,12 @@ def plan_paper_grid(
     chosen = FASTEST if kernel is None else kernel
     setup = Setup(device=device, link=link, kernel=chosen, graph_prefill=True)
     models = {(size, n): _models(model_config(size), n) for size in SIZES for n in DEGREES}
-    plans = []
-    for (_, degree), contenders in models.items():
-        for input_len in INPUT_LENS:
-            for contender in contenders:
-                plans.append(plan(contender, degree, input_len, setup))
-                on_plan()
+    plans = [
+        plan(contender, degree, input_len, setup)
+        for (_, degree), contenders in models.items()
+        for input_len in INPUT_LENS
+        for contender in contenders
+    ]
     return PaperGrid(
         plans=tuple(plans),
         by_kernel=_by_kernel(plans, setup),
@@ -196,7 +192,7 @@ def _geomeans(cells: Sequence[Sequence[Planned]], over: str) -> dict[str, float]
     }
 
 
-def _geomean(values: Iterator[float]) -> float:
+def _geomean(values: Iterable[float]) -> float:
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
 

@@ -206,12 +206,10 @@ class _FusedKernels(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _attention(self, q_BHTE: Tensor, k_BGPE: Tensor, v_BGPE: Tensor, *, masked: bool) -> Tensor:
-        # Laid out as the queries are, which fill their memory.
-        o_BHTE = torch.empty_strided(
-            q_BHTE.shape, q_BHTE.stride(), dtype=q_BHTE.dtype, device=q_BHTE.device
-        )
         batch, heads, queries, width = q_BHTE.shape
         groups, keys = k_BGPE.shape[1:3]
+        # By token, as the queries are laid out.
+        o_BHTE = q_BHTE.new_empty((batch, queries, heads, width)).transpose(1, 2)
         # The last query sees all keys, each one before it one key less.
         hidden = queries * (queries - 1) // 2 if masked else 0
         flops = 4 * batch * heads * width * (queries * keys - hidden)

@@ -1,7 +1,7 @@
 """What a plan found, as plain values, and which model it would choose."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -140,7 +140,6 @@ def plan_all(
     *,
     title: str,
     strict: bool,
-    on_plan: Callable[[], None] = lambda: None,
 ) -> PlanReport:
     """Plan a shape in all wirings, on one device and on several.
 
@@ -153,7 +152,6 @@ def plan_all(
         title: what is planned.
         strict: a model that does not exist for a number of devices is an error; otherwise it is
             left out, and the report says so.
-        on_plan: called after each plan.
 
     Raises:
         KrakenError: numbers that do not fit the model or one another, or nothing to plan.
@@ -170,7 +168,6 @@ def plan_all(
                 planned = _planned(model, count, input_len, setup, None if strict else left_out)
                 if planned is not None:
                     plans.append(planned)
-                on_plan()
     return PlanReport(
         title=title, setup=setup, plans=tuple(plans), left_out=tuple(dict.fromkeys(left_out))
     )

@@ -38,16 +38,12 @@ def _broadcast(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _pointwise(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    """Where one of the tensors has the result's shape, and so its layout."""
     tensors = [x for x in args if isinstance(x, Tensor)]
     if not _are_plain(tensors):
         return None
-    largest = max(tensors, key=Tensor.numel)
-    if largest.shape != _broadcast(tensors):
-        return None
     a, b = args[0], args[1] if len(args) > 1 else args[0]
     dtype = torch.result_type(a, b)
-    return _new(largest.shape, dtype)
+    return _new(_broadcast(tensors), dtype)
 
 
 def _quotient(args: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -1,13 +1,14 @@
 """The same models over lengths of prompt, links and degrees, and their memory over contexts."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from krakenlm.bench.models import Contender
-from krakenlm.config import ModelConfig, derive
-from krakenlm.errors import KrakenError
-from krakenlm.plan.candidates import Wish, alone, candidates, kv_heads
+from krakenlm.config import ModelConfig
+from krakenlm.errors import ConfigError, KrakenError
+from krakenlm.plan.candidates import KV_HEADS, Wish, alone, candidates, with_kv_heads
 from krakenlm.plan.device import DTYPES
 from krakenlm.plan.link import by_hand
 from krakenlm.plan.memory import cache_bytes, weight_bytes
@@ -47,7 +48,7 @@ def over_lengths(
     longest = min(model.config.max_position_embeddings for model in models)
     lengths = list(_doubling(min(_SHORTEST, longest), longest))
     first = replace(setup, output_len=1)
-    lines: Lines = {m.label: [_ttft(m, devices, n, first) for n in lengths] for m in models}
+    lines: Lines = {_kind(m): [_ttft(m, devices, n, first) for n in lengths] for m in models}
     return lengths, lines
 
 
@@ -57,7 +58,7 @@ def over_links(
     """The same over rates of a link of 10 us, in Gbit/s."""
     links = [by_hand(Link(gbps=rate, latency_us=_LATENCY_US)) for rate in _RATES_GBPS]
     setups = [replace(setup, output_len=1, kernel=None, link=link) for link in links]
-    lines: Lines = {m.label: [_ttft(m, devices, input_len, s) for s in setups] for m in models}
+    lines: Lines = {_kind(m): [_ttft(m, devices, input_len, s) for s in setups] for m in models}
     return list(_RATES_GBPS), lines
 
 
@@ -98,13 +99,11 @@ def memory_curves(shape: ModelConfig, devices: Sequence[int], setup: Setup) -> l
 
 def _memory_models(shape: ModelConfig, degree: int) -> Iterator[tuple[str, ModelConfig]]:
     yield shape.wiring, shape
-    if degree == 1 or shape.traits.depends_on_degree or shape.num_attention_heads % degree:
+    if degree == 1 or shape.traits.depends_on_degree:
         return
-    yield "kraken (MHA)", derive(shape, degree)
-    for kind in ("gqa", "mqa"):
-        heads = kv_heads(kind, shape.num_attention_heads // degree)
-        if heads is not None:
-            yield f"kraken ({kind.upper()})", derive(shape, degree, kv_heads=heads)
+    for kind in KV_HEADS:
+        with contextlib.suppress(ConfigError):  # this degree has no such model
+            yield f"kraken ({kind.upper()})", with_kv_heads(shape, degree, kind)
 
 
 def _kind(model: Contender) -> str:
