@@ -171,13 +171,14 @@ def plan(
     _check_pictures(pictures)
     counts = positive_numbers("--devices", _DEVICES if devices is None else devices)
     from krakenlm.bench.models import parse_wirings
-    from krakenlm.plan.candidates import Wish, check_krakens, is_standard, read_shape
+    from krakenlm.plan.candidates import Wish, check_krakens, read_shape, those_that_fit
     from krakenlm.plan.report import plan_all
 
     shape = read_shape(model)
     lengths = _lengths(shape, output_len, input_len)
+    wanted = parse_wirings((_WIRINGS if wirings is None else wirings).split(","))
     wish = Wish(
-        wirings=tuple(parse_wirings((_WIRINGS if wirings is None else wirings).split(","))),
+        wirings=tuple(wanted if wirings is not None else those_that_fit(shape, wanted)),
         krakens=check_krakens(kraken.split(",")),
         sublayers=sublayers,
         tensor_parallel=tensor_parallel,
@@ -203,7 +204,7 @@ def plan(
             lengths,
             setup,
             title=model if batch_size == 1 else f"{model}, {batch_size} prompts at once",
-            strict=devices is not None and (wirings is not None or is_standard(shape)),
+            strict=devices is not None,
         )
         _show(report, parts)
         _draw(shape, wish, counts, report, pictures)

@@ -1,5 +1,6 @@
 """Which models a plan compares: one shape in every wiring, for each number of devices."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,6 +129,17 @@ def is_standard(shape: ModelConfig) -> bool:
     traits = shape.traits
     has_its_norms = not traits.depends_on_degree and traits.norms_per_layer == 2
     return has_its_norms and traits.awaited_as is None
+
+
+def those_that_fit(shape: ModelConfig, wirings: Sequence[Wanted]) -> list[Wanted]:
+    """Of some wirings, those that a shape may be planned in on two devices."""
+    found = []
+    for wanted in wirings:
+        with contextlib.suppress(ConfigError):
+            if not is_standard(shape):
+                _rewired(shape, wanted, 2)
+            found.append(wanted)
+    return found
 
 
 def _as_it_is(shape: ModelConfig, sublayers: int | None) -> Contender:
