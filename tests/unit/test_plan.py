@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 import tiny
-from krakenlm.bench.models import Contender, parse_wirings
-from krakenlm.bench.results import PART_NAMES
+from krakenlm.bench.models import Contender, contenders, parse_wirings
+from krakenlm.bench.results import PART_NAMES, LatencyReport
 from krakenlm.config import ModelConfig, model_config
 from krakenlm.plan import paper_grid
 from krakenlm.plan.candidates import Wish, candidates, is_standard, read_shape, with_kv_heads
@@ -96,6 +97,23 @@ def test_uneven_groups_are_played_rank_by_rank():
     fast, slow = planned(kraken, 4, tensor_parallel=2), planned(kraken, 2, placement=(3, 1))
     assert fast.prefill.seconds < found.prefill.seconds
     assert found.prefill.compute < slow.prefill.compute
+
+
+def test_the_runs_of_the_latency_page_over_1_gbit_are_met_within_a_tenth():
+    # The constants of cpu-core were fitted to the runs on one host, without a link.
+    path = Path(__file__).parents[2] / "docs/results/latency/veth-1gbit/run-1.json"
+    report = LatencyReport.load(path)
+    wirings = "standard,parallel,ladder,kraken,shared,shared/2,shared/4,lagged,lagged-layer"
+    models = contenders(
+        report.size, wirings.split(","), ["published", "keep-width"], sublayers=report.devices
+    )
+    measured = {result.label: result for result in report.results}
+    assert measured.keys() == {model.label for model in models}
+    for model in models:
+        found = plan(model, report.devices, report.input_len, setup(output_len=report.output_len))
+        result = measured[model.label]
+        assert 1e3 * found.prefill.seconds == pytest.approx(result.ttft_ms.median, rel=0.1)
+        assert 1e3 * found.decode.seconds == pytest.approx(result.tpot_ms.median, rel=0.1)
 
 
 def test_chunks_hide_the_sums_of_the_standard_model():

@@ -1,7 +1,9 @@
 """``krakenlm plan``: which wiring on which devices, before anything is trained."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -170,46 +172,50 @@ def plan(
     pictures = _Pictures(plot, timeline, memory)
     _check_pictures(pictures)
     counts = positive_numbers("--devices", _DEVICES if devices is None else devices)
-    from krakenlm.bench.models import parse_wirings
-    from krakenlm.plan.candidates import Wish, check_krakens, read_shape, those_that_fit
+    from krakenlm.plan.candidates import read_shape
     from krakenlm.plan.report import plan_all
 
     shape = read_shape(model)
     lengths = _lengths(shape, output_len, input_len)
-    wanted = parse_wirings((_WIRINGS if wirings is None else wirings).split(","))
-    wish = Wish(
-        wirings=tuple(wanted if wirings is not None else those_that_fit(shape, wanted)),
-        krakens=check_krakens(kraken.split(",")),
-        sublayers=sublayers,
-        tensor_parallel=tensor_parallel,
-        prefill_chunks=tuple(positive_numbers("--prefill-chunks", prefill_chunks)),
-    )
-    setup = _setup(
-        _Chosen(device, link, allreduce, tuple(profile or ())),
-        dtype,
-        {
-            "batch_size": batch_size,
-            "output_len": output_len,
-            "tensor_parallel": tensor_parallel,
-            "graph_prefill": graph_prefill,
-        },
-    )
-    from krakenlm.files import json_file
-
-    with json_file(json) as write:
+    chunks = positive_numbers("--prefill-chunks", prefill_chunks)
+    wish = _wish(shape, wirings, kraken, sublayers, tensor_parallel, chunks)
+    numbers = {
+        "batch_size": batch_size,
+        "output_len": output_len,
+        "tensor_parallel": tensor_parallel,
+        "graph_prefill": graph_prefill,
+    }
+    setup = _setup(_Chosen(device, link, allreduce, tuple(profile or ())), dtype, numbers)
+    title = model if batch_size == 1 else f"{model}, {batch_size} prompts at once"
+    with _written(json) as write:
         report = plan_all(
-            shape,
-            wish,
-            counts,
-            lengths,
-            setup,
-            title=model if batch_size == 1 else f"{model}, {batch_size} prompts at once",
-            strict=devices is not None,
+            shape, wish, counts, lengths, setup, title=title, strict=devices is not None
         )
         _show(report, parts)
         _draw(shape, wish, counts, report, pictures)
         write(report.to_json())
     _say_written(*pictures, json)
+
+
+def _wish(
+    shape: "ModelConfig",
+    wirings: str | None,
+    kraken: str,
+    sublayers: int | None,
+    tensor_parallel: int,
+    chunks: list[int],
+) -> "Wish":
+    from krakenlm.bench.models import parse_wirings
+    from krakenlm.plan.candidates import Wish, check_krakens, those_that_fit
+
+    wanted = parse_wirings((_WIRINGS if wirings is None else wirings).split(","))
+    return Wish(
+        wirings=tuple(wanted if wirings is not None else those_that_fit(shape, wanted)),
+        krakens=check_krakens(kraken.split(",")),
+        sublayers=sublayers,
+        tensor_parallel=tensor_parallel,
+        prefill_chunks=tuple(chunks),
+    )
 
 
 def _lengths(shape: "ModelConfig", output_len: int, text: str | None) -> list[int]:
@@ -319,12 +325,11 @@ def _draw(
 
 def _run_grid(kernel: str | None, json: Path | None) -> None:
     from krakenlm.console import console_for_tables
-    from krakenlm.files import json_file
     from krakenlm.plan.grid_tables import explanations, grid_tables
     from krakenlm.plan.paper_grid import plan_paper_grid
     from krakenlm.plan.tables import WIDTH
 
-    with json_file(json) as write:
+    with _written(json) as write:
         grid = plan_paper_grid(kernel)
         console = console_for_tables(WIDTH)
         for table in grid_tables(grid):
@@ -349,6 +354,12 @@ def _refuse_with_grid(*given: object) -> None:
     for name, value in zip(names, given, strict=True):
         if value:
             raise KrakenError(f"--paper-grid has models and a machine of its own: leave {name} out")
+
+
+def _written(target: Path | None) -> AbstractContextManager[Callable[[Any], object]]:
+    from krakenlm.files import json_file
+
+    return json_file(target)
 
 
 def _check_pictures(pictures: _Pictures) -> None:

@@ -8,7 +8,7 @@ AllReduce kernel of that link and without communication.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from krakenlm.bench.models import Contender, in_wiring, parse_wirings
@@ -16,8 +16,9 @@ from krakenlm.bench.results import BASELINE, PART_NAMES
 from krakenlm.config import ModelConfig, model_config
 from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.link import FASTEST, LinkProfile
-from krakenlm.plan.planner import Planned, Setup, plan
+from krakenlm.plan.planner import Planned, Setup, plan, plan_pass, shards_of
 from krakenlm.plan.report import NOT_VALIDATED, SCHEMA_VERSION
+from krakenlm.plan.trace import Pass
 
 SIZES = ("1.3B", "6.7B", "13B", "65B", "175B")
 INPUT_LENS = (128, 2048)
@@ -149,43 +150,36 @@ def _models(standard: ModelConfig, degree: int) -> list[Contender]:
 
 
 def _by_kernel(plans: Sequence[Planned], setup: Setup) -> dict[str, dict[str, float]]:
-    found = {}
     explained = [p for p in plans if p.config.wiring in _EXPLAINED]
+    bound = [p.prefill.compute for p in explained]
+    found = {}
     for kernel in setup.link.kernels:
-        other = _with_kernel(setup, kernel)
-        again = [
-            plan(Contender(config=p.config, label=p.label), p.devices, p.input_len, other)
-            for p in explained
-        ]
-        found[kernel] = _geomeans(_rows(again), BASELINE)
-    bound = {
-        wiring: _geomean(
-            base / own
-            for base, own in zip(
-                _compute(explained, BASELINE), _compute(explained, wiring), strict=True
-            )
-        )
-        for wiring in _EXPLAINED
-    }
-    return {**found, WITHOUT: bound}
+        other = replace(setup, kernel=kernel)
+        found[kernel] = _means([_again(p, other) for p in explained])
+    return {**found, WITHOUT: _means(bound)}
 
 
-def _with_kernel(setup: Setup, kernel: str) -> Setup:
-    return Setup(device=setup.device, link=setup.link, kernel=kernel, graph_prefill=True)
+def _again(planned: Planned, setup: Setup) -> float:
+    """Seconds of the same prompt, summed in another way."""
+    shards = shards_of(planned.config, planned.devices, setup)
+    return plan_pass(shards, Pass(setup.batch_size, planned.input_len), setup).seconds
 
 
-def _rows(plans: Sequence[Planned]) -> list[list[Planned]]:
+def _means(seconds: Sequence[float]) -> dict[str, float]:
+    """Geometric means over standard, from the seconds of the explained wirings, cell by cell."""
     width = len(_EXPLAINED)
-    return [list(plans[i : i + width]) for i in range(0, len(plans), width)]
-
-
-def _compute(plans: Sequence[Planned], wiring: str) -> list[float]:
-    return [p.prefill.compute for p in plans if p.config.wiring == wiring]
+    first = _EXPLAINED.index(BASELINE)
+    return {
+        wiring: _geomean(
+            a / b for a, b in zip(seconds[first::width], seconds[i::width], strict=True)
+        )
+        for i, wiring in enumerate(_EXPLAINED)
+    }
 
 
 def _geomeans(cells: Sequence[Sequence[Planned]], over: str) -> dict[str, float]:
-    names = [planned.config.wiring for planned in cells[0]]
-    place = names.index(over)  # type: ignore[arg-type]
+    names = [str(planned.config.wiring) for planned in cells[0]]
+    place = names.index(over)
     return {
         name: _geomean(cell[place].prefill.seconds / cell[i].prefill.seconds for cell in cells)
         for i, name in enumerate(names)

@@ -178,7 +178,7 @@ def plan(contender: Contender, devices: int, input_len: int, setup: Setup) -> Pl
             positions=positions,
             buffers=max(prefill.buffers, decode.buffers if decode else 0),
         )
-        for shard in shards
+        for shard in (shards[rank] for rank in _kinds(shards)[0])
     }
     fullest = max(held, key=lambda shard: held[shard].total)
     usable = setup.device.usable_bytes

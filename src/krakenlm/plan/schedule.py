@@ -157,33 +157,30 @@ class _Player:
 
     def _go_on(self) -> None:
         """All that takes no time."""
-        moved = True
-        while moved:
-            moved = sum(self._step(rank) for rank in self._ranks) > 0  # each of them
-            moved |= self._start_sending()
+        while True:
+            for rank in self._ranks:
+                self._step(rank)
+            if not self._start_sending():
+                return
 
-    def _step(self, rank: _Rank) -> bool:
-        """Let a rank take steps until one takes time; whether it took any."""
-        moved = False
+    def _step(self, rank: _Rank) -> None:
+        """Let a rank take steps until one takes time."""
         while not rank.is_done:
             step = rank.steps[rank.place]
             if isinstance(step, Compute):
                 if rank.left is None:
                     rank.left, rank.since = step.seconds, self._now
                 if rank.left > _EPSILON:
-                    return moved
+                    return
                 rank.left = None
                 if step.name:
                     self._note(rank, step.name, "compute", rank.since)
             elif isinstance(step, Send):
                 self._begin(rank, step)
-            else:
-                if not self._has_arrived(rank, step):
-                    return moved
+            elif not self._has_arrived(rank, step):
+                return
             rank.place += 1
             rank.timeline.seconds = self._now
-            moved = True
-        return moved
 
     def _has_arrived(self, rank: _Rank, step: Await) -> bool:
         collective = self._by_number[rank.index][step.number]
@@ -204,6 +201,7 @@ class _Player:
         rank.queue.append(collective)
 
     def _start_sending(self) -> bool:
+        """Put on the wire what may be; whether that, or what was there, makes a rank go on."""
         started = False
         for rank in self._ranks:
             if not rank.queue or rank.queue[0].start is not None:
