@@ -1,6 +1,8 @@
 """The planner's programs are what the engine does: sums, operators, memory, layer by layer."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -182,6 +184,8 @@ CALLS = [
     ("mul", torch.ops.aten.mul.Tensor, (meta(1, 5, 1), meta(4, dtype=torch.float32))),
     ("add", torch.ops.aten.add.Tensor, (meta(3, 1), meta(1, 4))),
     ("sub", torch.ops.aten.sub.Tensor, (meta(3, 4), meta(3, 4))),
+    ("mul", torch.ops.aten.mul.Tensor, (meta(2, 1, 4, 12)[..., :4].transpose(1, 2), 0.5)),
+    ("gelu", torch.ops.aten.gelu.default, (meta(3, 4, 2)[..., 1],)),
     ("div", torch.ops.aten.div.Tensor, (meta(8), 64)),
     ("pow", torch.ops.aten.pow.Scalar, (10000.0, meta(8, dtype=torch.float32))),
     ("neg", torch.ops.aten.neg.default, (meta(8),)),
@@ -233,6 +237,22 @@ def test_what_is_not_plain_is_left_to_pytorch():
     assert quick_result("gelu", (turned,), {}) is None
     assert quick_result("add", (torch.ones(2), torch.ones(2)), {}) is None  # on the host
     assert quick_result("sort", (meta(3),), {}) is None
+
+
+def test_tracing_leaves_the_compiler_alone():
+    # It takes a second to import, a fifth of what the paper's whole grid may take.
+    program = """
+import sys, torch
+from krakenlm.config import model_config
+from krakenlm.model.shard import split
+from krakenlm.plan.trace import Pass, trace
+gpt, llama = model_config("124M"), model_config("124M", position="rope", norm="rmsnorm")
+for config in (gpt, llama.replace(activation="swiglu", qk_norm=True)):
+    for which in (Pass(2, 64), Pass(2, 64, decodes=True)):
+        trace(split(config, 2)[0], which, torch.float16)
+sys.exit(any(name in sys.modules for name in ("sympy", "torch._dynamo")))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
 
 
 def test_a_shard_of_another_rank_is_another_program_where_it_holds_more():

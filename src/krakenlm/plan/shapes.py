@@ -1,12 +1,13 @@
 """Results of common operators without memory, and without asking PyTorch for their shapes.
 
 On the meta device PyTorch answers for them in Python, and the first answer imports its compiler,
-for more than a second. Only plain cases are answered here, those whose inputs are dense and whose
-result is; for all others PyTorch is asked. The tests compare with what it says.
+for more than a second. Only plain cases are answered here, those whose inputs lie in order and
+whose result is dense; for all others PyTorch is asked. The tests compare with what it says.
 """
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,13 @@ def quick_result(name: str, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _are_plain(tensors: Sequence[Tensor]) -> bool:
-    return all(x.is_meta and x.is_contiguous() for x in tensors)
+    return all(x.is_meta and (x.is_contiguous() or _is_in_order(x)) for x in tensors)
+
+
+def _is_in_order(x: Tensor) -> bool:
+    """Whether the axes follow one another in memory, gaps or none: what is made of it is dense."""
+    strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+    return all(a >= b > 0 for a, b in pairwise(strides))
 
 
 def _new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -112,7 +119,7 @@ def _reduced(x: Tensor, axes: Any, keepdim: bool) -> list[int]:
 
 
 def _reduction(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    if len(args) < 2 or not args[0].is_meta or kwargs:
+    if len(args) < 2 or not _are_plain(args[:1]) or kwargs:
         return None
     return _new(_reduced(args[0], args[1], len(args) > 2 and args[2]), args[0].dtype)
 
@@ -134,20 +141,12 @@ def _same(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     return _new(args[0].shape, args[0].dtype) if is_plain else None
 
 
-def _filled(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    x = args[0]
-    # Every second element, say: its copy is dense.
-    has_gaps = x.is_meta and x.dim() > 0 and min(x.stride()) > 1
-    return _new(x.shape, x.dtype) if has_gaps else _same(args, kwargs)
-
-
 _ANSWERS: dict[str, _Answer] = {
     **dict.fromkeys(("add", "sub", "mul", "pow"), _pointwise),
     "div": _quotient,
     **dict.fromkeys(("neg", "cos", "sin", "silu", "gelu"), _same),
     **dict.fromkeys(("gt", "lt"), _compare),
-    **dict.fromkeys(("clone", "empty_like"), _same),
-    "masked_fill": _filled,
+    **dict.fromkeys(("masked_fill", "clone", "empty_like"), _same),
     **dict.fromkeys(("mm", "bmm"), _product),
     **dict.fromkeys(("addmm", "baddbmm"), _product_and_bias),
     "arange": _arange,
@@ -156,6 +155,6 @@ _ANSWERS: dict[str, _Answer] = {
     "_softmax": _softmax,
     "cat": _cat,
     "stack": _stack,
-    **dict.fromkeys(("amax", "amin"), _reduction),
+    **dict.fromkeys(("amax", "amin", "sum"), _reduction),
     "max": _max_with_index,
 }
