@@ -16,6 +16,7 @@ from krakenlm.plan.candidates import Wish, candidates, is_standard, read_shape, 
 from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.link import LinkProfile
 from krakenlm.plan.planner import Setup, plan
+from krakenlm.plan.profile_files import write_machine
 from krakenlm.plan.report import choose, plan_all
 from krakenlm.plan.sweeps import memory_curves, over_degrees
 
@@ -244,17 +245,9 @@ def test_the_command_prints_a_table_and_writes_everything(tmp_path, capfd):
 
 
 def test_profiles_of_ones_own_are_read(tmp_path, capfd):
-    values = dataclasses.asdict(CPU) | {"name": "mine", "title": "my core"}
-    values["kernel_us"]["value"] = 1000.0
-    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if isinstance(v, str | int)]
-    for name, value in values.items():
-        tables = {name: value} if isinstance(value, dict) and "value" in value else {}
-        if name == "peak_tflop_per_second":
-            tables = {f"{name}.{dtype}": constant for dtype, constant in value.items()}
-        for table, constant in tables.items():
-            lines += [f"[{table}]", *(f"{k} = {json.dumps(v)}" for k, v in constant.items())]
+    slow = dataclasses.replace(CPU.kernel_us, value=1000.0)
     profile = tmp_path / "mine.toml"
-    profile.write_text("\n".join(lines) + "\n")
+    write_machine(profile, dataclasses.replace(CPU, title="my core", kernel_us=slow))
     command = ("plan", "124M", "--devices", 2, "--input-len", 16, "--wirings", "standard")
     said = tiny.call(capfd, *command, "--profile", profile)
     assert said.code == 0, said.err

@@ -24,8 +24,8 @@ from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.interpolation import Scattered, Series
 from krakenlm.plan.link import FASTEST, LinkProfile
 from krakenlm.plan.memory import cache_bytes, memory_of, room, weight_bytes
-from krakenlm.plan.own_profiles import read_profiles
 from krakenlm.plan.planner import Setup, plan
+from krakenlm.plan.profile_files import read_profiles, write_machine
 from krakenlm.plan.program import Operator
 from krakenlm.plan.recorder import Recorder
 from krakenlm.plan.trace import Pass, trace
@@ -187,7 +187,7 @@ def test_sums_take_compute_time_on_cpus_alone():
     ("text", "said"),
     [
         ("kind = 'device'", "schema_version is missing|is missing"),
-        ("kind = 'engine'", "kind='engine': a profile is of kind device or link"),
+        ("kind = 'engine'", "kind='engine': a profile is of kind device, link or machine"),
         ("kind = [", "not valid TOML"),
     ],
 )
@@ -197,6 +197,21 @@ def test_profiles_that_are_none_are_refused(tmp_path, text, said):
     with pytest.raises(KrakenError, match=said) as refusal:
         read_profiles([path])
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("link", ["nvswitch-h100", "1gbe"])
+def test_a_machine_that_is_written_is_read_as_it_was(tmp_path, link):
+    path = tmp_path / "machine.toml"
+    wanted = {"device": A100, "link": LinkProfile.named(link)}
+    write_machine(path, **wanted)
+    assert read_profiles([path]) == wanted
+    write_machine(path, A100)
+    assert read_profiles([path]) == {"device": A100}
+    with pytest.raises(KrakenError, match="a device was given already"):
+        read_profiles([path, path])
+    path.write_text(path.read_text() + "[cable]\ncolour = 1\n")
+    with pytest.raises(KrakenError, match="unknown key 'cable'"):
+        read_profiles([path])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ _AllReduce = Annotated[
 _Profile = Annotated[
     list[Path] | None,
     typer.Option(
-        metavar="FILE.toml", help="A device or a link of your own; may be given for each."
+        metavar="FILE.toml",
+        help="A device, a link or a machine with both, of your own; may be given twice.",
     ),
 ]
 _InputLen = Annotated[
@@ -239,8 +240,8 @@ class _Chosen(NamedTuple):
 def _setup(chosen: _Chosen, dtype: str | None, numbers: dict[str, int]) -> "Setup":
     from krakenlm.plan.device import DeviceProfile
     from krakenlm.plan.link import LinkProfile
-    from krakenlm.plan.own_profiles import read_profiles
     from krakenlm.plan.planner import Setup
+    from krakenlm.plan.profile_files import read_profiles
 
     own = read_profiles(chosen.profiles)
     for kind, option, value in (
