@@ -52,7 +52,7 @@ def planned(config, devices=2, input_len=64, **changes):
 
 
 def test_a_pass_is_the_sum_of_its_parts_and_no_shorter_than_its_compute():
-    for model in candidates(SHAPE, wish(*ALL), 2)[0]:
+    for model in candidates(SHAPE, wish(*ALL), 2).models:
         found = plan(model, 2, 128, setup(output_len=4))
         for which in (found.prefill, found.decode):
             assert sum(which.parts.values()) == pytest.approx(which.seconds)
@@ -83,7 +83,7 @@ def test_the_slowest_of_uneven_ranks_decides():
 
 
 def test_ranks_that_share_sub_layers_sum_on_the_spot():
-    kraken = candidates(SHAPE, wish("kraken"), 2)[0][0].config
+    kraken = candidates(SHAPE, wish("kraken"), 2).models[0].config
     alone, shared = planned(kraken, 2), planned(kraken, 4, tensor_parallel=2)
     # Two sums a layer more, between the two of a group.
     assert shared.prefill.sums == alone.prefill.sums + 2 * SHAPE.num_hidden_layers
@@ -92,7 +92,7 @@ def test_ranks_that_share_sub_layers_sum_on_the_spot():
 
 
 def test_uneven_groups_are_played_rank_by_rank():
-    kraken = candidates(SHAPE, wish("kraken", sublayers=4), 4)[0][0].config
+    kraken = candidates(SHAPE, wish("kraken", sublayers=4), 4).models[0].config
     found = planned(kraken, 4, tensor_parallel=2, placement=(3, 1))
     assert len(found.prefill.timelines) == 4
     fast, slow = planned(kraken, 4, tensor_parallel=2), planned(kraken, 2, placement=(3, 1))
@@ -151,7 +151,7 @@ def test_which_shapes_may_have_any_wiring(changes, fits):
 
 def test_a_shape_has_a_model_for_each_wiring_and_kind_of_kraken():
     krakens = ("published", "keep-width", "gqa", "mqa")
-    models, left_out = candidates(SHAPE, wish(*ALL, krakens=krakens), 2)
+    models, left_out, _ = candidates(SHAPE, wish(*ALL, krakens=krakens), 2)
     assert [m.config.wiring for m in models] == [
         "standard", "parallel", "ladder", *["kraken"] * 4, "shared", "shared", "lagged",
         "lagged-layer",
@@ -166,9 +166,19 @@ def test_a_saved_kraken_is_planned_as_it_is(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf_dict()))
     for text in (str(tmp_path), str(tmp_path / "config.json")):
         assert read_shape(text) == config
-    models, left_out = candidates(config, wish("kraken", "standard"), 2)
+    models, left_out, missing = candidates(config, wish("kraken", "standard"), 2)
     assert [m.label for m in models] == ["kraken (as it is)"]
-    assert len(left_out) == 1 and "differ in their weights" in left_out[0]
+    assert left_out == missing and "differ in their weights" in left_out[0]
+
+
+def test_kinds_of_kraken_that_do_not_exist_are_left_out_of_those_that_do(capfd):
+    command = ("plan", "1.3B", "--input-len", 8, "--output-len", 1, "--devices", 4)
+    said = tiny.call(capfd, *command, "--tensor-parallel", 2, "--wirings", "standard,kraken")
+    assert said.code == 0, said.err
+    assert "kraken (GQA" in said.out and "kraken (MQA" not in said.out
+    assert "left out: kraken (MQA" in said.err and "has 1 key and value heads" in said.err
+    alone = tiny.call(capfd, *command, "--tensor-parallel", 2, "--kraken", "mqa")
+    assert alone.code == 2 and "has 1 key and value heads" in alone.err
 
 
 def test_the_fastest_that_fits_is_chosen_and_one_device_where_none_is_faster():
@@ -260,7 +270,11 @@ REFUSED = [
     ("plan", "which model"),
     ("plan 124M --devices -2", "--devices -2"),
     ("plan 124M --devices 5", "num_sublayers=5 does not divide 12"),
-    ("plan 1.3B --devices 3 --wirings kraken", "num_sublayers=3 does not divide 16"),
+    (
+        "plan 1.3B --devices 3",
+        "shared on 3 devices: num_sublayers=3 does not divide 16 query heads",
+    ),
+    ("plan 1.3B --devices 3 --wirings kraken --kraken published", "does not divide 16 query heads"),
     ("plan 124M --devices 16 --wirings standard", "12 key and value heads to share out: use at"),
     ("plan kraken-125M-2way --devices 4", "2 sub-layers to share out: use at most 2"),
     ("plan 124M --input-len 0", "--input-len 0"),

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from krakenlm.bench.models import VARIANTS, Contender, Wanted, in_wiring
 from krakenlm.config import (
@@ -66,8 +67,22 @@ def read_shape(text: str) -> ModelConfig:
     return read_config(path.parent if path.is_file() else path)
 
 
-def candidates(shape: ModelConfig, wish: Wish, devices: int) -> tuple[list[Contender], list[str]]:
-    """The models of one number of devices, and why others are not among them.
+class Candidates(NamedTuple):
+    """The models for one number of devices.
+
+    Attributes:
+        models: in the order asked for.
+        left_out: why others are not among them.
+        missing: of these, the wirings that there is no model of at all.
+    """
+
+    models: list[Contender]
+    left_out: list[str]
+    missing: list[str]
+
+
+def candidates(shape: ModelConfig, wish: Wish, devices: int) -> Candidates:
+    """What is planned for one number of devices.
 
     Args:
         shape: a standard model, or another that is planned as it is and in the wirings that its
@@ -76,21 +91,23 @@ def candidates(shape: ModelConfig, wish: Wish, devices: int) -> tuple[list[Conte
         devices: how many.
     """
     n = wish.sublayers or max(2, devices // wish.tensor_parallel)
-    models: list[Contender] = []
+    models = [] if is_standard(shape) else [_as_it_is(shape, wish.sublayers)]
     left_out: list[str] = []
-    if not is_standard(shape):
-        models.append(_as_it_is(shape, wish.sublayers))
+    missing: list[str] = []
     for wanted in wish.wirings:
+        before, refused = len(models), len(left_out)
         for kind in wish.krakens if WIRINGS[wanted.wiring].own_norms else VARIANTS[:1]:
             try:
                 models += _in_wiring(shape, wanted, n, kind)
             except ConfigError as error:
                 left_out.append(f"{wanted.text} on {devices} devices: {error}")
+        if len(models) == before:
+            missing += left_out[refused : refused + 1]
     distinct = {model.label: model for model in reversed(models)}
     ordered = [distinct[label] for label in dict.fromkeys(m.label for m in models)]
     chunks = wish.prefill_chunks
     in_chunks = [replace(m, prefill_chunks=c) for m in ordered for c in chunks]
-    return in_chunks, list(dict.fromkeys(left_out))
+    return Candidates(in_chunks, list(dict.fromkeys(left_out)), missing)
 
 
 def alone(shape: ModelConfig) -> Contender:

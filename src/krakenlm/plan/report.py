@@ -150,8 +150,8 @@ def plan_all(
         input_lens: tokens of a prompt, each.
         setup: on what.
         title: what is planned.
-        strict: a model that does not exist for a number of devices is an error; otherwise it is
-            left out, and the report says so.
+        strict: a wiring that has no model for a number of devices is an error; otherwise, as single
+            models of it always are, it is left out, and the report says so.
 
     Raises:
         KrakenError: numbers that do not fit the model or one another, or nothing to plan.
@@ -159,31 +159,39 @@ def plan_all(
     left_out: list[str] = []
     plans: list[Planned] = []
     for input_len in input_lens:
-        for count in (1, *(d for d in devices if d > 1)):
-            models, missing = ([alone(shape)], []) if count == 1 else candidates(shape, wish, count)
+        plans.append(plan(alone(shape), 1, input_len, setup))
+        for count in (d for d in devices if d > 1):
+            models, refused, missing = candidates(shape, wish, count)
             if missing and strict:
                 raise KrakenError(missing[0])
-            left_out += missing
-            for model in models:
-                planned = _planned(model, count, input_len, setup, None if strict else left_out)
-                if planned is not None:
-                    plans.append(planned)
+            left_out += refused
+            found, refused = _planned(models, count, input_len, setup, strict=strict)
+            plans += found
+            left_out += refused
     return PlanReport(
         title=title, setup=setup, plans=tuple(plans), left_out=tuple(dict.fromkeys(left_out))
     )
 
 
 def _planned(
-    model: Contender, devices: int, input_len: int, setup: Setup, left_out: list[str] | None
-) -> Planned | None:
-    try:
-        return plan(model, devices, input_len, setup)
-    except KrakenError as error:
-        # A length that does not fit is the same for all models: that is for the user to mend.
-        if left_out is None or str(error).startswith("--input-len"):
-            raise
-        left_out.append(f"{model.label}: {error}")
-        return None
+    models: Sequence[Contender], devices: int, input_len: int, setup: Setup, *, strict: bool
+) -> tuple[list[Planned], list[str]]:
+    """Plans, and why there are none of others; with ``strict`` each wiring must have one."""
+    found: list[Planned] = []
+    refused: dict[str, KrakenError] = {}
+    for model in models:
+        try:
+            found.append(plan(model, devices, input_len, setup))
+        except KrakenError as error:
+            # A length that does not fit is the same for all models: that is for the user to mend.
+            if str(error).startswith("--input-len"):
+                raise
+            refused[model.label] = error
+    there = {planned.config.wiring for planned in found}
+    for model in models:
+        if strict and model.config.wiring not in there:
+            raise refused[model.label]
+    return found, [f"{label}: {error}" for label, error in refused.items()]
 
 
 class Choice(NamedTuple):
@@ -247,7 +255,8 @@ def _why(report: PlanReport, chosen: Planned, fitting: Sequence[Planned]) -> str
     if chosen.devices == 1:
         several = [p for p in fitting if p.devices > 1]
         if not several:
-            return f"one device: nothing else fits; {said}"
+            asked = any(p.devices > 1 for p in report.plans)
+            return f"{'nothing else fits' if asked else 'nothing else was asked for'}; {said}"
         second = min(several, key=lambda p: p.latency(output_len))
         gain = chosen.latency(output_len) / second.latency(output_len)
         how = "one device is faster" if gain < 1 else "one device is about as fast"

@@ -70,7 +70,7 @@ def over_degrees(
     degrees = sorted({1, *devices})
     lines: Lines = {}
     for place, degree in enumerate(degrees):
-        models = [alone(shape)] if degree == 1 else candidates(shape, wish, degree)[0]
+        models = [alone(shape)] if degree == 1 else candidates(shape, wish, degree).models
         for model in models:
             line = lines.setdefault(_kind(model), [None] * len(degrees))
             line[place] = _ttft(model, degree, input_len, first)
