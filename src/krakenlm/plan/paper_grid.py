@@ -216,8 +216,8 @@ def _cell(cell: Sequence[Planned]) -> dict[str, Any]:
     }
 
 
-# Ladder Residual (arXiv 2501.06589): Llama 70B on 8 H100 with NVLink, batch 1. Prompt and answer
-# are the paper's: 1,024 tokens in, 512 out.
+# Ladder Residual (arXiv 2501.06589): Llama 70B on 8 H100 with NVLink, batch 1. The lengths of
+# prompt and answer are assumed.
 LADDER_DEVICE, LADDER_LINK, LADDER_KERNEL = "h100", "nvswitch-h100", "nccl"
 _LADDER_INPUT, _LADDER_OUTPUT = 1024, 512
 _PREFILL_PERCENT, _DECODE_PERCENT = 5.8, 24.0
