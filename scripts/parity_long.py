@@ -14,10 +14,12 @@ protocol goes on from its runs' last checkpoints. ``--draw`` trains nothing.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import parity
 import parity_long_page as page
 import parity_models
+import parity_page
 import recording
 from parity import Job, Protocol
 from parity_models import Model
@@ -114,6 +116,22 @@ def run_all(
     return [*tuned, *done]
 
 
+def _kept_of_others(measured: Sequence[Measured], results: Path) -> list[Measured]:
+    """What earlier calls with other learning rates trained of the same models and tokens."""
+
+    def place(run: Measured) -> tuple[object, ...]:
+        return run.model, run.learning_rate, run.seed, run.history.step
+
+    known, models = {place(run) for run in measured}, {run.model for run in measured}
+    data = measured[0].setting["data"]
+    kept = map(Measured.load, sorted(parity_page.runs_in(results).glob("*.json")))
+    return [
+        run
+        for run in kept
+        if run.model in models and place(run) not in known and run.setting["data"] == data
+    ]
+
+
 def train(options: argparse.Namespace) -> None:
     """Train what is missing, and sum up after each stage."""
     protocol, results = parity.prepared(options), options.results.resolve()
@@ -124,7 +142,8 @@ def train(options: argparse.Namespace) -> None:
     def keep(measured: Sequence[Measured]) -> None:
         environment = recording.environment()["environment"]
         texts = [text.name for text in options.text]
-        page.write_summary(results, page.summary(measured, full, texts, environment))
+        everything = [*measured, *_kept_of_others(measured, results)]
+        page.write_summary(results, page.summary(everything, full, texts, environment))
 
     run_all(
         protocol,
@@ -139,7 +158,7 @@ def train(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     recording.measure_and_draw(
-        parity.protocol_options(__doc__, "parity-long", [2e-3, 4e-3, 8e-3], page.RESULTS),
+        parity.protocol_options(__doc__, "parity-long", [2e-3, 4e-3], page.RESULTS),
         train,
         pages=[page.PAGE],
         tables=page.TABLES,

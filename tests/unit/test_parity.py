@@ -505,6 +505,18 @@ def test_each_long_run_is_held_to_the_standard_model_of_its_length_seed_and_dept
             assert [point["tokens"] for point in curve] == [key[1] // 2, key[1]]
 
 
+def test_runs_of_earlier_calls_at_other_rates_count_too(long_run, tmp_path):
+    _, measured, _ = long_run
+    results = tmp_path / "results"
+    assert parity_long._kept_of_others(measured, results) == []
+    (run,) = [run for run in measured if (run.model, run.history.step) == ("ladder", 40)]
+    at_best = dataclasses.replace(run, learning_rate=0.08)
+    of_none = dataclasses.replace(run, model="of none")
+    for number, each in enumerate((at_best, of_none)):
+        write_json(results / "runs" / f"more-{number}.json", dataclasses.asdict(each))
+    assert parity_long._kept_of_others(measured, results) == [at_best]
+
+
 def test_the_long_protocol_s_table_and_picture_are_drawn(long_run, tmp_path, monkeypatch):
     _, measured, _ = long_run
     found = parity_long_page.summary(measured, 40, ["text"], {})
