@@ -16,100 +16,116 @@ if TYPE_CHECKING:
     from krakenlm.eval.report import EvalReport
 
 
+_Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="The folder of a model; `convert` brings one in."),
+]
+_Data = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR", help="Text to learn from, prepared with the model's own tokenizer."
+    ),
+]
+_Out = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Gets the run with the adapted model, and adapt.json."),
+]
+_Wiring = Annotated[str, typer.Option(help="shared, lagged, lagged-layer or ladder.")]
+_Sublayers = Annotated[
+    str,
+    typer.Option(
+        "--sublayers",
+        "-n",
+        metavar="N|LIST",
+        help="N; of shared a list such as 1,2,3, from which each step draws, makes one model "
+        "for each of these numbers.",
+    ),
+]
+_MessageParts = Annotated[
+    int, typer.Option(help="Of shared: groups of channels, of which each layer sums one.")
+]
+_Late = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COUNT|LAYERS",
+        help="How many layers become late, those that mind least; or which, such as 8-29.",
+        show_default="all",
+    ),
+]
+_Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PERCENT",
+        help="As many layers as keep the perplexity before training within this: '+30%'.",
+        show_default=False,
+    ),
+]
+_Tokens = Annotated[int, typer.Option(help="To learn from.")]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Of the run's recipe, such as training.lr=1e-4 or adapt.layerwise_steps=0; may be "
+        "given several times.",
+    ),
+]
+_Sample = Annotated[
+    str,
+    typer.Option(
+        metavar="WINDOWSxTOKENS", help="Held-out text that layers and models are measured on."
+    ),
+]
+_Also = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Compare perplexities on this prepared text as well; may be given several times.",
+        show_default=False,
+    ),
+]
+_Superglue = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="SuperGLUE's official files, to score original, rewired and adapted zero-shot.",
+        show_default=False,
+    ),
+]
+_Limit = Annotated[
+    int | None,
+    typer.Option(help="Examples of each SuperGLUE task at most.", show_default="all"),
+]
+_Links = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--link",
+        metavar="real|LINK",
+        help="Time the first token of original and adapted over this link, such as "
+        "gbps=1,latency_us=50; may be given several times.",
+        show_default=False,
+    ),
+]
+_Devices = Annotated[int | None, typer.Option(help="Processes to time with.", show_default="N")]
+
+
 def adapt(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="The folder of a model; `convert` brings one in."),
-    ],
-    data: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR", help="Text to learn from, prepared with the model's own tokenizer."
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Gets the run with the adapted model, and adapt.json."),
-    ],
-    wiring: Annotated[str, typer.Option(help="shared, lagged, lagged-layer or ladder.")] = "shared",
-    sublayers: Annotated[
-        str,
-        typer.Option(
-            "--sublayers",
-            "-n",
-            metavar="N|LIST",
-            help="N; of shared a list such as 1,2,3, from which each step draws, makes one model "
-            "for each of these numbers.",
-        ),
-    ] = "2",
-    message_parts: Annotated[
-        int, typer.Option(help="Of shared: groups of channels, of which each layer sums one.")
-    ] = 1,
-    late: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNT|LAYERS",
-            help="How many layers become late, those that mind least; or which, such as 8-29.",
-            show_default="all",
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PERCENT",
-            help="As many layers as keep the perplexity before training within this: '+30%'.",
-            show_default=False,
-        ),
-    ] = None,
-    tokens: Annotated[int, typer.Option(help="To learn from.")] = 2_000_000,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Of the run's recipe, such as training.lr=1e-4 or adapt.layerwise_steps=0; may be "
-            "given several times.",
-        ),
-    ] = None,
-    sample: Annotated[
-        str,
-        typer.Option(
-            metavar="WINDOWSxTOKENS", help="Held-out text that layers and models are measured on."
-        ),
-    ] = "4x512",
-    also: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Compare perplexities on this prepared text as well; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    superglue: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="SuperGLUE's official files, to score original, rewired and adapted zero-shot.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Examples of each SuperGLUE task at most.", show_default="all"),
-    ] = None,
-    links: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--link",
-            metavar="real|LINK",
-            help="Time the first token of original and adapted over this link, such as "
-            "gbps=1,latency_us=50; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    devices: Annotated[
-        int | None, typer.Option(help="Processes to time with.", show_default="N")
-    ] = None,
+    model: _Model,
+    data: _Data,
+    out: _Out,
+    wiring: _Wiring = "shared",
+    sublayers: _Sublayers = "2",
+    message_parts: _MessageParts = 1,
+    late: _Late = None,
+    budget: _Budget = None,
+    tokens: _Tokens = 2_000_000,
+    overrides: _Overrides = None,
+    sample: _Sample = "4x512",
+    also: _Also = None,
+    superglue: _Superglue = None,
+    limit: _Limit = None,
+    links: _Links = None,
+    devices: _Devices = None,
     device: OneDeviceOption = "auto",
 ) -> None:
     """Make a trained model's layers late, and train it to be what it was.
