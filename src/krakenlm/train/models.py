@@ -1,8 +1,10 @@
 """Which model does a run start from? One of random weights, or one that is adapted."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
@@ -46,11 +48,7 @@ def with_weights_of(directory: Path, config: KrakenConfig) -> KrakenForCausalLM:
     Raises:
         KrakenError: the folder is no whole model.
     """
-    state = state_for(directory, config.to_model_config(), torch.float32)
-    with torch.device("meta"):
-        model = KrakenForCausalLM(config)
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
+    model = _of_tensors(config, state_for(directory, config.to_model_config(), torch.float32))
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"the folder's tensors are those of its configuration: {left}"
     return model
@@ -59,15 +57,21 @@ def with_weights_of(directory: Path, config: KrakenConfig) -> KrakenForCausalLM:
 def teacher_of(model: KrakenForCausalLM) -> Teacher:
     """The model that ``model``, before its first step, was; weights that stay are shared."""
     config = awaited(model.config.to_model_config())
-    with torch.device("meta"):
-        teacher = KrakenForCausalLM(KrakenConfig.from_model_config(config))
     state = {
         name: parameter.detach().clone() if parameter.requires_grad else parameter
         for name, parameter in model.named_parameters()
     }
-    teacher.load_state_dict(state, strict=False, assign=True)
-    teacher.tie_weights()
+    teacher = _of_tensors(KrakenConfig.from_model_config(config), state)
     return Teacher(teacher.eval().requires_grad_(False))
+
+
+def _of_tensors(config: KrakenConfig, state: Mapping[str, Tensor]) -> KrakenForCausalLM:
+    """A model that holds these very tensors; none are drawn or copied."""
+    with torch.device("meta"):
+        model = KrakenForCausalLM(config)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model
 
 
 def check_teacher(adaptation: Adaptation, model: ModelConfig) -> None:
