@@ -16,11 +16,15 @@ OLDEST_VENV := .oldest
 # What is installed: the versions of constraints/, unless LOCK= is given.
 LOCK   := yes
 EXTRAS := data,eval,dev
+# Of `make gpu`: where its results go, how long it may take, and the python, with PyTorch for CUDA.
+GPU_OUT     := gpu
+GPU_MINUTES := 9
+GPU_PYTHON  := $(if $(GPU_REHEARSAL),$(BIN)/python,$(PYTHON))
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity smollm2 adapt-gpu test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
+.PHONY: help demo bench parity smollm2 adapt-gpu gpu test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,6 +79,9 @@ smollm2: $(VENV)/.installed-gguf  ## fetch SmolLM2-135M (98 MB), convert it, ask
 adapt-gpu: $(VENV)/.installed  ## adapt SmolLM2 with all layers late on one GPU, some 5 minutes (TEXT=FILE... OTHER=FILE...)
 	$(BIN)/python scripts/publish_adapt.py --model runs/smollm2 --text $(TEXT) --other $(OTHER) \
 		--tokens 20000000 --only shared-all-20M --set training.batch_size=32
+
+gpu: $(if $(GPU_REHEARSAL),$(VENV)/.installed-dev)  ## all that waits for a GPU, 9 minutes on one H100 (TEXT=FILE... to train too; GPU_REHEARSAL=1 for tiny sizes on a CPU)
+	PYTHONPATH=src $(GPU_PYTHON) scripts/gpu.py --out $(GPU_OUT) --minutes $(GPU_MINUTES) $(if $(TEXT),--text $(TEXT)) $(if $(GPU_REHEARSAL),--rehearsal)
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
 	$(BIN)/python -m pytest

@@ -84,16 +84,24 @@ class Protocol:
         work: folder for tokens, runs and their output.
         processes: training runs side by side.
         command: runs one ``krakenlm`` command with its output in a file, and gives its exit code.
+        changes: to the recipe, for all models.
     """
 
     def __init__(
-        self, recipe: Path, results: Path, work: Path, processes: int, command: Command
+        self,
+        recipe: Path,
+        results: Path,
+        work: Path,
+        processes: int,
+        command: Command,
+        changes: Sequence[str] = (),
     ) -> None:
         self._recipe = recipe
         self._results = results
         self._work = work
         self._processes = processes
         self._command = command
+        self._changes = changes
         self._data = work / "data"
 
     def prepare(self, texts: Sequence[Path], vocabulary: str) -> None:
@@ -168,7 +176,8 @@ class Protocol:
     def _setting(self, job: Job) -> dict[str, Any]:
         """All that the result depends on."""
         manifest = Manifest.load(self._data)
-        recipe = read_recipe(self._recipe, lambda data: manifest.vocab_size, job.overrides)
+        changes = [*self._changes, *job.overrides]
+        recipe = read_recipe(self._recipe, lambda data: manifest.vocab_size, changes)
         resolved = recipe.to_dict()
         splits = manifest.splits
         data = {"train": splits.train.sha256, "validation": splits.validation.sha256}
@@ -179,7 +188,7 @@ class Protocol:
         """Train; what the run says goes to a file beside it."""
         run = self._work / "runs" / job.name
         run.parent.mkdir(parents=True, exist_ok=True)
-        changes = [*job.overrides, f"data={self._data}", f"output={run}"]
+        changes = [*self._changes, *job.overrides, f"data={self._data}", f"output={run}"]
         sets = [word for change in changes for word in ("--set", change)]
         log = run.parent / f"{job.name}.log"
         if code := self._command(["train", str(self._recipe), *sets], log):
@@ -297,6 +306,7 @@ def protocol_options(
     add("--text", type=Path, nargs="+", default=[], help="what to learn from")
     add("--tokenizer", default="train:2048", help="as `krakenlm prepare` takes it")
     add("--recipe", type=Path, default=recording.ROOT / "recipes" / f"{recipe}.toml")
+    add("--set", nargs="+", default=[], dest="changes", help="KEY=VALUE of the recipe, for all")
     add("--learning-rates", type=float, nargs="+", default=list(rates))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one tunes")
     add("--results", type=Path, default=results, help="where results are kept")
@@ -309,7 +319,9 @@ def protocol_options(
 def prepared(options: argparse.Namespace) -> Protocol:
     """The protocol that a script's options ask for, with its tokens there."""
     results, work = options.results.resolve(), options.work.resolve()
-    protocol = Protocol(options.recipe, results, work, options.processes, krakenlm_on_one_thread)
+    protocol = Protocol(
+        options.recipe, results, work, options.processes, krakenlm_on_one_thread, options.changes
+    )
     protocol.prepare(options.text, options.tokenizer)
     return protocol
 

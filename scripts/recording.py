@@ -143,7 +143,9 @@ def environment(gpu: str = "") -> dict[str, Any]:
 def option_parser(description: str | None) -> argparse.ArgumentParser:
     """A script's parser, which knows ``--draw``; the first line of its docstring describes it."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--draw", action="store_true", help="measure nothing, draw what is there")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--draw", action="store_true", help="measure nothing, draw what is there")
+    either.add_argument("--measure-only", action="store_true", help="leave pages as they are")
     return parser
 
 
@@ -171,7 +173,7 @@ def measure_and_draw(
     pictures: Callable[[argparse.Namespace], None] | None = None,
     needed: Sequence[str] = (),
 ) -> None:
-    """Measure unless ``--draw`` was given; then draw the pictures and fill the pages.
+    """Measure, then draw pictures and fill pages; ``--draw`` and ``--measure-only`` do one of them.
 
     Args:
         parser: of ``option_parser``, with the script's own options.
@@ -187,6 +189,8 @@ def measure_and_draw(
         parser.error(f"{' and '.join(missing)} needed to measure; --draw measures nothing")
     if not options.draw:
         measure(options)
+    if options.measure_only:
+        return
     if pictures is not None:
         pictures(options)
     markers.rewrite(pages, tables)

@@ -35,7 +35,7 @@ from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.spread import Spread
 from sublayer_loop import SubLayerLoop, kept_bytes
 
-SETUP = ("batch_size", "tokens", "rounds", "device", "dtype")
+SETUP = ("batch_size", "tokens", "rounds", "layers", "device", "dtype")
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -43,7 +43,8 @@ def measure(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype)
     torch.manual_seed(0)
-    kraken, standard = (model_config(name) for name in ("kraken-125M-4way", "124M"))
+    fewer = {"num_hidden_layers": options.layers} if options.layers else {}
+    kraken, standard = (model_config(name, **fewer) for name in ("kraken-125M-4way", "124M"))
     stacked = _model(kraken).to(device)
     models: dict[str, nn.Module] = {
         "standard": _model(standard).to(device),
@@ -71,6 +72,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--layers", type=int, default=0, help="of each model; 0 is all of them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", help="of products; weights are float32")
     parser.add_argument("--output-json", type=Path)
