@@ -163,12 +163,16 @@ def test_a_rank_that_fails_ends_all_and_says_why(worker, error, message, capfd):
 
 
 @pytest.mark.parametrize(
-    ("whom", "name"),
-    [("rank", "krakenlm rank 1"), ("starter", "the process that starts the ranks")],
+    ("whom", "name", "doing"),
+    [
+        ("rank", "krakenlm rank 1", " while doing its part"),
+        ("starter", "the process that starts the ranks", ""),
+    ],
 )
-def test_what_was_killed_is_named(whom, name):
+def test_what_was_killed_is_named(whom, name, doing):
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=f"^{name} was killed by signal 9: the machine may be"):
+    said = f"^{name} was killed by signal 9{doing}: the machine may be"
+    with pytest.raises(RuntimeError, match=said):
         run(killed, whom)
     assert time.monotonic() - start < 60
 

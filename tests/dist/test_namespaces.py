@@ -101,6 +101,51 @@ def test_ranks_sum_over_a_link_of_the_given_rate(prefix):
         assert 0.8 < seconds < 5  # most of it is a margin for busy machines
 
 
+def wait_for_the_other(rank: Rank) -> None:
+    rank.activity("waiting")
+    collective = connect_group(Group(rank.index, rank.size), rank.device)
+    collective.begin(torch.ones(1, 1, 1, 4)).wait()
+    rank.emit("here")
+    if rank.index == 1:
+        time.sleep(600)
+    collective.begin(torch.ones(1, 1, 1, 4)).wait()
+
+
+def cut() -> None:
+    """Ranks on both ends of a cable that is pulled."""
+    with linked_namespaces("1gbit") as places:
+        heard: list[str] = []
+
+        def hear(message: str) -> None:
+            heard.append(message)
+            if len(heard) == 2:
+                inside = namespaces._inside(
+                    namespaces._tools(), places[1].holder, places[1].of_user
+                )
+                subprocess.run([*inside, "ip", "link", "set", "kr1", "down"], check=True)
+
+        setting = {"devices": 2, "device_type": "cpu", "places": places, "timeout": 2.0}
+        try:
+            launch(wait_for_the_other, [], on_message=hear, **setting)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            print(error)  # noqa: T201  what the test reads
+
+
+def test_a_cable_that_is_pulled_ends_both_ranks(prefix):
+    begun = time.monotonic()
+    ended = subprocess.run(
+        [*prefix, sys.executable, "-c", "import test_namespaces; test_namespaces.cut()"],
+        capture_output=True,
+        text=True,
+        env=here(),
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = "krakenlm rank [01] has given no sign of life for 2 s while waiting: it was stopped, its"
+    assert re.match(said, ended.stdout)
+    assert time.monotonic() - begun < 60
+
+
 HOLD = """
 import sys, time
 from krakenlm.ranks.namespaces import linked_namespaces

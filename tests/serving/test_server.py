@@ -1,8 +1,11 @@
 """`krakenlm serve`: an OpenAI client gets answers, wrong requests get errors, a dead rank shows."""
 
+import contextlib
+import http.client
 import json
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -18,6 +21,12 @@ SUBLAYERS = 4
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, tokenizer):
+    running = start(tmp_path_factory, tokenizer)
+    yield running
+    running.stop()
+
+
+def start(tmp_path_factory, tokenizer) -> Server:
     folder = tmp_path_factory.mktemp("served") / "tiny"
     save_model(folder, tokenizer, wiring="shared", initializer_range=0.3)
     flags = [
@@ -31,8 +40,7 @@ def server(tmp_path_factory, tokenizer):
     ]
     running = Server("serve", folder, flags, folder.parent / "log.txt")
     running.folder = folder
-    yield running
-    running.stop()
+    return running
 
 
 def completion(**values) -> str:
@@ -80,8 +88,6 @@ def test_it_answers_with_the_sublayers_that_were_asked_for(server):
 
 
 def test_many_requests_at_a_time_are_answered_as_one_by_one(server):
-    from concurrent.futures import ThreadPoolExecutor
-
     bodies = [
         completion(prompt="Document " * (1 + i % 9), temperature=0, ignore_eos=True)
         for i in range(16)
@@ -115,13 +121,41 @@ def test_wrong_requests_get_an_error_and_the_server_lives_on(server, body):
     assert server.post("/v1/completions", completion())[0] == 200
 
 
-def test_a_killed_rank_makes_health_fail(server):
+def ranks_of(server: Server) -> list[psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
     ranks = [child for child in children if "Worker" in " ".join(child.cmdline())]
     assert len(ranks) == 2, [child.cmdline() for child in children]
-    ranks[1].kill()
-    for _ in range(60):
-        if server.health() != 200:
-            return
-        time.sleep(1)
-    pytest.fail("the server still calls itself healthy")
+    return ranks
+
+
+def seconds_to_fail(server: Server) -> float:
+    """Until the server no longer calls itself healthy; a minute at most."""
+    begun = time.monotonic()
+    while server.health() == 200:
+        assert time.monotonic() - begun < 60
+        time.sleep(0.5)
+    return time.monotonic() - begun
+
+
+def test_a_killed_rank_makes_health_fail(server):
+    ranks_of(server)[1].kill()
+    seconds_to_fail(server)
+
+
+def test_a_stopped_rank_makes_health_fail_within_30_seconds(tmp_path_factory, tokenizer):
+    server = start(tmp_path_factory, tokenizer)
+    try:
+        ranks = ranks_of(server)
+        ranks[1].suspend()
+        with ThreadPoolExecutor(1) as pool:  # somebody waits for an answer meanwhile
+            asked = pool.submit(server.post, "/v1/completions", completion())
+            assert seconds_to_fail(server) < 30
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                status, _ = asked.result(60)
+                assert status >= 500
+        _, alive = psutil.wait_procs(ranks, timeout=20)
+        assert not alive
+    finally:
+        server.stop()
+    log = (server.folder.parent / "log.txt").read_text()
+    assert "has given no sign of life for 15 s while serving" in log

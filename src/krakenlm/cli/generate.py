@@ -11,9 +11,11 @@ from krakenlm.cli.options import (
     SublayersOption,
     TensorParallelOption,
     ThreadsOption,
+    TimeoutOption,
     TransportOption,
 )
 from krakenlm.errors import KrakenError
+from krakenlm.ranks.failures import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from krakenlm.data.prompts import Prompt
@@ -121,6 +123,7 @@ def generate(
     prefill_chunks: _PrefillChunks = 1,
     transport: TransportOption = "auto",
     link: LinkOption = "real",
+    timeout: TimeoutOption = TIMEOUT_SECONDS,
     json_file: _Json = None,
     show_stats: _ShowStats = False,
 ) -> None:
@@ -144,7 +147,7 @@ def generate(
     print_answers(
         model,
         _prompts(prompt, prompt_file),
-        ranks=Ranks(devices, device, threads),
+        ranks=Ranks(devices, device, threads, timeout),
         chat=chat_if(chat, system),
         json_file=json_file,
         max_new_tokens=max_new_tokens,

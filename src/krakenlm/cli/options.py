@@ -27,6 +27,14 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(help="Compute threads of each process; by default one for each of its cores."),
 ]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="End when a process gives no sign of life for so long; 0 waits on. One that computes "
+        "for long gives them all the while.",
+    ),
+]
 TensorParallelOption = Annotated[int, typer.Option(help="Devices that share each sub-layer.")]
 SublayersOption = Annotated[
     int | None,

@@ -16,6 +16,7 @@ from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.ranks.devices import DTYPES, check_device, check_dtype, check_threads
+from krakenlm.ranks.failures import TIMEOUT_SECONDS, check_timeout
 from krakenlm.ranks.launch import Rank, launch, world_size
 from krakenlm.ranks.placement import check_placement
 
@@ -90,11 +91,13 @@ class Ranks(NamedTuple):
         devices: ranks; None is one, and under torchrun as many as it started.
         device_type: ``auto`` uses GPUs where there are enough.
         threads: compute threads of a rank; None is one for each of its cores.
+        timeout: seconds without a sign of life after which a rank is lost; 0 waits on.
     """
 
     devices: int | None = None
     device_type: str = "auto"
     threads: int | None = None
+    timeout: float = TIMEOUT_SECONDS
 
 
 def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], None]) -> None:
@@ -105,6 +108,7 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
     """
     check_device(ranks.device_type)
     check_threads(ranks.threads)
+    check_timeout(ranks.timeout)
     options = request.options
     config = with_sublayers(read_config(request.directory), options.sublayers)
     devices = world_size() if ranks.devices is None else ranks.devices
@@ -119,6 +123,7 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
         on_message=on_step,
         device_type=ranks.device_type,  # type: ignore[arg-type]
         threads=ranks.threads,
+        timeout=ranks.timeout,
     )
 
 

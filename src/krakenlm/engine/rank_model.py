@@ -97,6 +97,7 @@ class RankModel:
         """
         options = options or EngineOptions()
         shard = place(config or read_config(directory), rank, dtype, options)
+        rank.activity("reading the weights")
         with trying(*_READING):
             state = read_shard(directory, shard, dtype)
         head_VD = state.pop("lm_head.weight", None)

@@ -75,6 +75,7 @@ class Session:
         """Run the prompts; logits_BV of each one's last position."""
         model = self._model
         decoder = model.decoder
+        model.rank.activity(f"running {len(self._prompts)} prompts of {self._longest} tokens")
         ids_BT = torch.zeros(len(self._prompts), self._longest, dtype=torch.int64)
         for row, prompt in enumerate(self._prompts):
             ids_BT[row, : len(prompt)] = torch.tensor(prompt)
@@ -105,6 +106,7 @@ class Session:
 
     def decode(self, next_B: Tensor, wrap: BlockWrapper | None = None) -> Tensor:
         """Run one new token of each sequence; logits_BV, valid until the next call."""
+        self._model.rank.activity("decoding")
         self._ids_B1.copy_(next_B.unsqueeze(1))
         self._positions_B += 1
         self._longest += 1

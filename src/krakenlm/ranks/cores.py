@@ -39,9 +39,9 @@ def share_cores(local_index: int, local_size: int, threads: int | None = None) -
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory instead of handing it back and asking for it again.
 
-    A prefill allocates the same activations in every layer. glibc maps large ones afresh each time,
-    and the kernel fills every page with zeros; on a virtual machine that takes a tenth of the time
-    to the first token. Other C libraries are left as they are.
+    A prefill allocates the same activations in every layer, and so does a training step. glibc maps
+    large ones afresh each time, and the kernel fills every page with zeros; on a virtual machine
+    that takes a tenth of the time. Other C libraries are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import sys
+from pathlib import Path
 
 from krakenlm.errors import KrakenError
 
@@ -12,31 +13,55 @@ from krakenlm.errors import KrakenError
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFADDR = 0x8915
 _IFF_UP = 1
+# Linux: address, interface's number, prefix, scope, flags, interface's name.
+_IPV6_ADDRESSES = Path("/proc/net/if_inet6")
+_LINK_LOCAL = "20"
 
 
 def own_address() -> str:
-    """The IPv4 address under which the other ranks reach this one: that of gloo's interface.
+    """The address under which the other ranks reach this one: that of gloo's interface.
+
+    IPv4 where there is one, else IPv6.
 
     Raises:
-        OSError: the interface is not there, or has no such address.
+        OSError: the interface is not there, or has no address.
     """
     interfaces = os.environ.get("GLOO_SOCKET_IFNAME")
     if interfaces:
         return address_of(interfaces)
     master = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))  # sends nothing: asks which interface leads there
+    family, _, _, _, place = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)  # sends nothing: asks which interface leads there
         return str(probe.getsockname()[0])
 
 
 def address_of(interfaces: str) -> str:
-    """The IPv4 address of an interface; of the first, where several have commas between.
+    """The address of an interface; of the first, where several have commas between.
 
     Raises:
-        OSError: it is not there, or has no such address.
+        OSError: it is not there, or has no address.
     """
-    reply = _ask(_SIOCGIFADDR, interfaces.partition(",")[0])
-    return socket.inet_ntoa(reply[20:24])
+    interface = interfaces.partition(",")[0]
+    try:
+        return socket.inet_ntoa(_ask(_SIOCGIFADDR, interface)[20:24])
+    except OSError:
+        addresses = _ipv6_of(interface)
+        if not addresses:
+            raise
+        return addresses[0]
+
+
+def _ipv6_of(interface: str) -> list[str]:
+    """The interface's IPv6 addresses but for those that are good on one cable alone."""
+    if not _IPV6_ADDRESSES.is_file():
+        return []
+    lines = map(str.split, _IPV6_ADDRESSES.read_text(encoding="ascii").splitlines())
+    return [
+        socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))
+        for address, _, _, scope, _, name in lines
+        if name == interface and scope != _LINK_LOCAL
+    ]
 
 
 def check_interface(interfaces: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from krakenlm.console import print_note
 from krakenlm.ranks.failures import Failure, Note, once, vanished
-from krakenlm.ranks.forking import SECONDS_TO_END, Body, End, held_back, start_ranks
+from krakenlm.ranks.forking import SECONDS_TO_END, Body, End, Stopped, held_back, start_ranks
 
 _NAME = "krakenlm rank"
 # NumPy's OpenBLAS starts its threads as soon as it is imported, and the starter must have none.
@@ -32,12 +32,14 @@ def run_processes(
     count: int,
     on_message: Callable[[Any], None],
     prepare: Callable[[], Any] = tuple,
+    timeout: float = 0.0,
 ) -> None:
-    """Run ``body(index, writer, *arguments)`` in ``count`` processes until all have ended.
+    """Run ``body(index, writer, activity, *arguments)`` in ``count`` processes until all ended.
 
     ``Note`` that they send is told to people, ``Failure`` raised, and anything else handed to
     ``on_message``. None of them outlives this call. ``prepare()`` is called once before, in the
-    process that forks them, which has one thread.
+    process that forks them, which has one thread. One that a signal stops for more than ``timeout``
+    seconds has failed; 0 waits until it goes on.
 
     Raises:
         KrakenError, RankFailedError, RuntimeError: see ``Failure``.
@@ -46,7 +48,7 @@ def run_processes(
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     control, to_control = context.Pipe(duplex=False)
-    pickled = bytes(ForkingPickler.dumps((body, tuple(arguments), prepare)))
+    pickled = bytes(ForkingPickler.dumps((body, tuple(arguments), prepare, timeout)))
     starter = context.Process(
         target=start_ranks,
         args=(pickled, _NAME, writers, to_control),
@@ -89,8 +91,8 @@ class _Listener:
     def __init__(self, starter: BaseProcess, control: Connection) -> None:
         self._starter = starter
         self._control = control
-        self._codes: dict[int, int] = {}
-        self._starter_failed = False
+        self._ends: dict[int, End] = {}
+        self._starter_speaks = True
         self._failures: list[Failure] = []
 
     def listen(self, readers: Sequence[Connection], on_message: Callable[[Any], None]) -> None:
@@ -99,11 +101,15 @@ class _Listener:
         note = once(print_note)
         while open_readers:
             # Once a rank has failed, the others get a moment to say why, then no more.
-            ready = wait(open_readers, timeout=1.0 if self._failures else None)
+            heard = [*open_readers, self._control] if self._starter_speaks else open_readers
+            ready = wait(heard, timeout=1.0 if self._failures else None)
             if self._failures and not ready:
                 break
             for reader in ready:
                 assert isinstance(reader, Connection)
+                if reader is self._control:
+                    self._hear_from_the_starter()
+                    continue
                 try:
                     message = reader.recv()
                 except EOFError:
@@ -120,31 +126,42 @@ class _Listener:
             raise min(self._failures, key=lambda failure: failure.order).as_exception()
 
     def _hear_of_the_end(self, index: int) -> None:
-        """Note a failure where a rank, or the starter, did not end as it should."""
-        while index not in self._codes and not self._starter_failed:
+        """Wait until the starter has said how a rank ended."""
+        while index not in self._ends and self._starter_speaks:
             if not self._control.poll(SECONDS_TO_END):
                 return
             self._hear_from_the_starter()
-        if self._codes.get(index):
-            self._add_vanished(f"{_NAME} {index}", self._codes[index])
 
     def _hear_from_the_starter(self) -> None:
+        """Note a failure where a rank, or the starter, did not end as it should."""
         try:
             message = self._control.recv()
         except EOFError:
-            self._starter_failed = True
+            self._starter_speaks = False
             self._starter.join(SECONDS_TO_END)
-            self._add_vanished(self._starter.name, self._starter.exitcode or 0)
+            if self._starter.exitcode:
+                said = vanished(self._starter.name, self._starter.exitcode)
+                self._failures.append(Failure(said, "vanished"))
             return
         if isinstance(message, Failure):
-            self._starter_failed = True
+            self._starter_speaks = False
             self._failures.append(message)
+        elif isinstance(message, Stopped):
+            self._failures.append(Failure(_stopped(message), "silent"))
         else:
             assert isinstance(message, End)
-            self._codes[message.rank] = message.code
+            self._ends[message.rank] = message
+            if message.code:
+                said = vanished(f"{_NAME} {message.rank}", message.code, message.doing)
+                self._failures.append(Failure(said, "vanished"))
 
-    def _add_vanished(self, name: str, code: int) -> None:
-        self._failures.append(Failure(vanished(name, code), "vanished"))
+
+def _stopped(rank: Stopped) -> str:
+    then = f" while {rank.doing}" if rank.doing else ""
+    return (
+        f"{_NAME} {rank.rank} has been stopped by a signal for {rank.seconds:.0f} s{then}: a "
+        "stopped rank holds up all others; --timeout sets how long they wait"
+    )
 
 
 def _end(starter: BaseProcess, readers: Sequence[Connection]) -> None:

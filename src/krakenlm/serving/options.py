@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from krakenlm.ranks.failures import TIMEOUT_SECONDS, check_timeout
 from krakenlm.strict import check_types, from_plain
 
 KEY = "krakenlm"
@@ -21,6 +22,8 @@ class ServingOptions:
             host and sockets between hosts. GPUs exchange through NCCL.
         sublayers: N of a model for which it is a choice (see ``krakenlm.config.with_sublayers``);
             by default that of its checkpoint.
+        timeout: seconds without a sign of life after which a rank is lost and the engine ends; 0
+            leaves that to vLLM.
 
     Raises:
         ConfigError: an unknown option or value.
@@ -29,9 +32,11 @@ class ServingOptions:
     overlap: Literal["auto", "async", "sync"] = "auto"
     transport: Literal["auto", "shared-memory", "sockets", "process-group"] = "auto"
     sublayers: int | None = None
+    timeout: float = TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_timeout(self.timeout)
 
     @classmethod
     def from_additional_config(cls, additional: Any) -> "ServingOptions":

@@ -65,6 +65,7 @@ __all__ = [
     "run_between_graphs",
     "shut_down",
     "support_torch_compile",
+    "tensor_parallel_cpu_group",
     "tensor_parallel_group",
     "vocabulary_rows",
 ]
@@ -80,6 +81,12 @@ def tensor_parallel_group() -> Group:
     """The tensor-parallel ranks, with their process group for tensors on their device."""
     group = get_tp_group()
     return Group(group.rank_in_group, group.world_size, group.device_group)
+
+
+def tensor_parallel_cpu_group() -> Group:
+    """The same ranks, with their process group for what they tell each other."""
+    group = get_tp_group()
+    return Group(group.rank_in_group, group.world_size, group.cpu_group)
 
 
 def all_reduce(x: Tensor) -> Tensor:

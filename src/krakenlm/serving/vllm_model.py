@@ -29,6 +29,7 @@ from krakenlm.serving.overlap import (
     enlist,
 )
 from krakenlm.serving.parts import own_shard
+from krakenlm.serving.signs import give_signs_of_life
 
 logger = api.init_logger("vllm.krakenlm")
 
@@ -60,6 +61,7 @@ class RankDecoder(nn.Module):
             for index in range(config.num_hidden_layers)
         )
         self._slots = _slots(config, options) if ranks > 1 else None
+        give_signs_of_life(api.tensor_parallel_cpu_group(), options.timeout, logger.error)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, inputs_embeds: Tensor | None = None

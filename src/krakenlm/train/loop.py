@@ -166,6 +166,7 @@ class LoopTrainer(OpenTrainer):
     @contextmanager
     def saving_checkpoint(self) -> Iterator[None]:
         """Refuse to save weights that are beyond help; also save what Trainer forgets."""
+        self._ranks.activity("saving a checkpoint")
         with self._meter.paused():
             if self._ranks.any(not self._is_sound()):
                 raise self._diverged("loss" if int(self._first_bad) >= 0 else "a weight", math.nan)

@@ -8,14 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from krakenlm.errors import KrakenError, trying
-from krakenlm.ranks.launch import CONNECTING
+from krakenlm.ranks.activity import Activity
+from krakenlm.ranks.failures import TIMEOUT_SECONDS
+from krakenlm.ranks.launch import CONNECTING, end_on_loss
+from krakenlm.ranks.life import living
 
 _T = TypeVar("_T")
 # Messages about the run itself travel between CPUs and never wait for a GPU's queue.
@@ -29,10 +32,12 @@ class Ranks:
     Attributes:
         index: of this process, from 0.
         count: how many there are.
+        activity: is told what this process does, for the others to report if it is lost.
     """
 
     index: int = 0
     count: int = 1
+    activity: Activity = field(default_factory=Activity)
 
     @property
     def is_main(self) -> bool:
@@ -80,11 +85,12 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def joined(use_cpu: bool) -> Iterator[Ranks]:
+def joined(use_cpu: bool, timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     """The processes that torchrun or accelerate started, connected; or this one alone.
 
     Args:
         use_cpu: connect over gloo alone, not over NCCL.
+        timeout: seconds without a sign of life after which a process is lost, and all end.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Ranks()
@@ -94,7 +100,10 @@ def joined(use_cpu: bool) -> Iterator[Ranks]:
     # Trainer's own state finds this connection and keeps it.
     with trying(*CONNECTING):
         state = PartialState(cpu=use_cpu, backend=None if use_cpu else _GPU_BACKENDS)
-    yield Ranks(state.process_index, state.num_processes)
+    ranks = Ranks(state.process_index, state.num_processes)
+    with living(ranks.index, ranks.count, ranks.activity, timeout, end_on_loss):
+        yield ranks
+        ranks.wait()  # nobody leaves while another still listens
     # Not after an error: the others may be in the middle of a sum, and end with this process.
     distributed.destroy_process_group()
 

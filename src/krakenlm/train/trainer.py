@@ -23,6 +23,7 @@ from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import let_compile, use_one_gpu
 from krakenlm.integrations.rewiring import carry_over, lay_out
 from krakenlm.model.checkpoint import stored_dtype
+from krakenlm.ranks.cores import keep_freed_memory
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
 from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
@@ -207,6 +208,8 @@ def _make_trainer(
     meter: Meter,
 ) -> LoopTrainer:
     settings, degrees = recipe.training, Degrees.of(recipe)
+    if _use_cpu(settings):
+        keep_freed_memory()
     if settings.compile:
         let_compile(_VERSIONS_COMPILED * len(degrees.drawn_from))
     model = start_model(recipe, training.manifest)

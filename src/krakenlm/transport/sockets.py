@@ -7,14 +7,12 @@ compute a message of 0.8 MB (docs/results). Every rank sends its whole message t
 one step, which for two ranks moves as many bytes as any AllReduce; among more,
 ``krakenlm.transport.connect`` gives large messages to gloo.
 
-Connections are made between the ranks of one run only: who connects must send a secret that the
-process group has handed round. Shape letters: see ``krakenlm.model``; R is the ranks of a group.
+Shape letters: see ``krakenlm.model``; R is the ranks of a group.
 """
 
 import contextlib
 import os
 import queue
-import secrets
 import socket
 import struct
 import threading
@@ -24,7 +22,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from krakenlm.ranks.network import own_address
+from krakenlm.ranks.mesh import connected
 from krakenlm.transport.collective import Group, ProcessGroupReducer, sum_branches
 
 _TIMEOUT_SECONDS = 600.0
@@ -163,35 +161,16 @@ def _bytes_of(x: Tensor) -> memoryview:
 
 def _connect(group: Group) -> list[_Peer | None]:
     """A connection to every other rank of the group; None stands in this rank's own place."""
-    address = own_address()
-    with socket.create_server((address, 0), backlog=group.size) as server:
-        addresses, secret = _meet(group, address, server.getsockname()[1])
-        peers: list[_Peer | None] = [None] * group.size
-        for rank in range(group.index):
-            connection = socket.create_connection(addresses[rank], _TIMEOUT_SECONDS)
-            connection.sendall(secret + struct.pack("!i", group.index))
-            peers[rank] = _Peer(_prepared(connection), rank)
-        while any(peers[rank] is None for rank in range(group.index + 1, group.size)):
-            connection, greeted_as = _accept(server, secret)
-            if greeted_as is not None:
-                peers[greeted_as] = _Peer(_prepared(connection), greeted_as)
-    return peers
 
+    def gather(card: bytes) -> list[bytes]:
+        cards_R = ProcessGroupReducer(group).gather(torch.tensor(list(card), dtype=torch.uint8))
+        return [bytes(each.tolist()) for each in cards_R]
 
-def _accept(server: socket.socket, secret: bytes) -> tuple[socket.socket, int | None]:
-    server.settimeout(_TIMEOUT_SECONDS)
-    connection, _ = server.accept()
-    connection.settimeout(_TIMEOUT_SECONDS)
-    greeting = b""
-    while len(greeting) < len(secret) + 4:
-        more = connection.recv(len(secret) + 4 - len(greeting))
-        if not more:
-            break
-        greeting += more
-    if not secrets.compare_digest(greeting[: len(secret)], secret):
-        connection.close()  # a stranger
-        return connection, None
-    return connection, struct.unpack("!i", greeting[len(secret) :])[0]
+    connections = connected(group.index, group.size, gather, _TIMEOUT_SECONDS)
+    return [
+        None if connection is None else _Peer(_prepared(connection), rank)
+        for rank, connection in enumerate(connections)
+    ]
 
 
 def _prepared(connection: socket.socket) -> socket.socket:
@@ -205,13 +184,3 @@ def _prepared(connection: socket.socket) -> socket.socket:
         if connection.getsockopt(socket.SOL_SOCKET, option) < _BUFFER_BYTES:
             connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
     return connection
-
-
-def _meet(group: Group, address: str, port: int) -> tuple[list[tuple[str, int]], bytes]:
-    """Tell all ranks where this one listens; rank 0 chooses the secret."""
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    card = socket.inet_aton(address) + struct.pack("!H", port) + secret
-    cards_R = ProcessGroupReducer(group).gather(torch.tensor(list(card), dtype=torch.uint8))
-    cards = [bytes(card.tolist()) for card in cards_R]
-    places = [(socket.inet_ntoa(c[:4]), struct.unpack("!H", c[4:6])[0]) for c in cards]
-    return places, cards[0][6:]
