@@ -19,6 +19,10 @@ class ConfigError(KrakenError, ValueError):
     """A configuration that cannot work: names the field, its value and what would fit."""
 
 
+class RequestError(KrakenError, ValueError):
+    """A request that cannot be answered: names what is wrong with it and what would do."""
+
+
 class RankFailedError(RuntimeError):
     """A rank met an error that is not ours; the message is its ``described``.
 

@@ -1,17 +1,18 @@
 """The engine on one device, against Hugging Face's class over the same modules, without a cache."""
 
+import math
+
 import pytest
 import torch
 
 import naive
 import tiny
-from krakenlm.config import ModelConfig, rewired
+from krakenlm.config import rewired
 from krakenlm.engine import session as session_module
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
-from krakenlm.engine.requests import check_request
 from krakenlm.engine.sampling import Sampling
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, RequestError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.ranks.launch import Rank
@@ -243,20 +244,40 @@ def test_seed_repeats_an_answer(tmp_path):
         ([[1], [1] * 40], 10, "40 tokens and 10 new ones.*holds 48"),
         ([[1, 61]], 1, "token 61 is outside.*61"),
         ([[-1]], 1, "token -1 is outside"),
+        ([[1.0]], 1, "the prompt holds 1.0: a token is a whole number"),
+        ([["1"]], 1, "the prompt holds '1': a token is"),
+        ([[True]], 1, "the prompt holds True: a token is"),
         ([[1]], 0, "--max-new-tokens 0"),
+        ([[1]], -3, "--max-new-tokens -3"),
+        ([[1]], 1_000_000, "1 tokens and 1000000 new ones.*holds 48"),
     ],
 )
-def test_requests_that_cannot_be_answered_are_refused(prompts, new, message):
-    config = ModelConfig(hidden_size=24, vocab_size=61, max_position_embeddings=CONTEXT)
-    with pytest.raises(KrakenError, match=message):
-        check_request(config, prompts, new)
+def test_requests_that_cannot_be_answered_are_refused_and_the_next_is_answered(
+    prompts, new, message, tmp_path
+):
+    saved(tmp_path)
+    engine = loaded(tmp_path)
+    before = answers(engine, [[60], [1, 2]], 3)
+    with pytest.raises(RequestError, match=message) as refused:
+        answers(engine, prompts, new)
+    assert isinstance(refused.value, ValueError)
+    assert answers(engine, [[60], [1, 2]], 3) == before
 
 
-def test_a_refused_request_leaves_the_engine_usable(tmp_path):
-    engine = Engine.random(saved(tmp_path).config.to_model_config(), ALONE, torch.float32)
-    with pytest.raises(KrakenError, match="token 61"):
-        answers(engine, [[61]], 3)
-    assert len(answers(engine, [[60]], 3)[0]) == 3
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"temperature": value} for value in (-1.0, math.nan, math.inf)),
+        *({"top_p": value} for value in (0.0, -0.1, 1.1, math.nan)),
+        {"top_k": -1},
+        *({"seed": value} for value in (-1, 1 << 63)),
+    ],
+    ids=str,
+)
+def test_ways_to_choose_tokens_that_there_are_not(values):
+    ((name, _),) = values.items()
+    with pytest.raises(RequestError, match=f"--{name.replace('_', '-')} .*: needs "):
+        Sampling(**values)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from krakenlm.data.folder_tokenizer import FolderTokenizer
-from krakenlm.errors import KrakenError
+from krakenlm.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
 
@@ -174,9 +174,9 @@ def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
     """One text or several, checked.
 
     Raises:
-        KrakenError: an empty one.
+        RequestError: an empty one.
     """
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     if "" in texts:
-        raise KrakenError("--stop '': a stop text needs at least one character")
+        raise RequestError("--stop '': a stop text needs at least one character")
     return texts

@@ -13,7 +13,7 @@ from krakenlm.engine.engine import Ended, Engine
 from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.requests import check_request, room_for_answer
 from krakenlm.engine.sampling import Sampling
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, RequestError
 from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.ranks.devices import DTYPES, check_device, check_dtype, check_threads
 from krakenlm.ranks.failures import TIMEOUT_SECONDS, check_timeout
@@ -114,7 +114,7 @@ def generate_tokens(request: Request, ranks: Ranks, on_step: Callable[[Step], No
     devices = world_size() if ranks.devices is None else ranks.devices
     check_placement(config, devices, options.placement, tensor_parallel=options.tensor_parallel)
     if request.batch_size is not None and request.batch_size < 1:
-        raise KrakenError(f"--batch-size {request.batch_size}: needs 1 or more")
+        raise RequestError(f"--batch-size {request.batch_size}: needs 1 or more")
     check_request(config, request.prompts, request.max_new_tokens, request.names)
     launch(
         _answer,

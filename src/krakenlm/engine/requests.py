@@ -1,11 +1,12 @@
 """Which requests a model can answer, refused before any work is done."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Tensor
 
 from krakenlm.config import ModelConfig
-from krakenlm.errors import KrakenError
+from krakenlm.errors import KrakenError, RequestError
 
 
 def room_for_answer(config: ModelConfig, prompt_tokens: int) -> int:
@@ -28,28 +29,34 @@ def check_request(
         names: what to call each of several prompts.
 
     Raises:
-        KrakenError: an empty or over-long prompt, or a token outside the vocabulary.
+        RequestError: an empty or over-long prompt, or what is no token of the vocabulary.
     """
     limit = config.max_position_embeddings
     if max_new_tokens < 1:
-        raise KrakenError(f"--max-new-tokens {max_new_tokens}: needs 1 or more")
+        raise RequestError(f"--max-new-tokens {max_new_tokens}: needs 1 or more")
     if not prompts:
-        raise KrakenError("there is no prompt: give at least one")
+        raise RequestError("there is no prompt: give at least one")
     for index, prompt in enumerate(prompts):
         name = names[index] if names else "the prompt"
         if not prompt:
-            raise KrakenError(f"{name} is empty: give at least one token")
+            raise RequestError(f"{name} is empty: give at least one token")
         if max_new_tokens > room_for_answer(config, len(prompt)):
-            raise KrakenError(
+            raise RequestError(
                 f"{name} has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, "
                 f"but the model's context holds {limit}: shorten the prompt or --max-new-tokens"
             )
         for token in prompt:
+            if not _is_whole(token):
+                raise RequestError(f"{name} holds {token!r}: a token is a whole number")
             if not 0 <= token < config.vocab_size:
-                raise KrakenError(
+                raise RequestError(
                     f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
                     "use the tokenizer that the model was trained with"
                 )
+
+
+def _is_whole(token: object) -> bool:
+    return isinstance(token, Integral) and not isinstance(token, bool)
 
 
 def refuse_not_finite(logits_BV: Tensor) -> None:

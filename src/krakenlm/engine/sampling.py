@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from krakenlm.errors import KrakenError
+from krakenlm.errors import RequestError
 
 Gather = Callable[[Tensor], Tensor]
 """Takes a tensor of one shape and dtype on all ranks; returns them stacked, [R, *shape], in rank
@@ -43,7 +43,7 @@ class Sampling:
         seed: of the random numbers.
 
     Raises:
-        KrakenError: a value out of range.
+        RequestError: a value out of range.
     """
 
     temperature: float = 0.0
@@ -53,13 +53,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
-            raise KrakenError(f"--temperature {self.temperature}: needs 0 or more")
+            raise RequestError(f"--temperature {self.temperature}: needs 0 or more")
         if self.top_k < 0:
-            raise KrakenError(f"--top-k {self.top_k}: needs 1 or more, or 0 for all")
+            raise RequestError(f"--top-k {self.top_k}: needs 1 or more, or 0 for all")
         if not 0 <= self.seed < 1 << 63:
-            raise KrakenError(f"--seed {self.seed}: needs 0 or more and less than 2**63")
+            raise RequestError(f"--seed {self.seed}: needs 0 or more and less than 2**63")
         if not 0.0 < self.top_p <= 1.0:
-            raise KrakenError(f"--top-p {self.top_p}: needs more than 0 and at most 1")
+            raise RequestError(f"--top-p {self.top_p}: needs more than 0 and at most 1")
 
 
 class Sampler:
