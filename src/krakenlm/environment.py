@@ -36,7 +36,7 @@ class Environment:
             python=platform.python_version(),
             torch=version("torch"),
             transformers=version("transformers"),
-            krakenlm=_own_version(),
+            krakenlm=own_version(),
             commit=_commit(),
         )
 
@@ -56,7 +56,8 @@ def cores_here() -> list[int]:
         return list(range(os.cpu_count() or 1))
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Of krakenlm, as it was installed."""
     try:
         return version("krakenlm")
     except PackageNotFoundError:

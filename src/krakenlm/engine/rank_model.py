@@ -18,13 +18,14 @@ from krakenlm.engine.capture import Recordable, not_recorded
 from krakenlm.engine.options import EngineOptions
 from krakenlm.errors import trying
 from krakenlm.model.attention import SdpaCore
-from krakenlm.model.checkpoint import read_config, read_shard
+from krakenlm.model.checkpoint import fingerprint, read_config, read_shard
 from krakenlm.model.decoder import BlockWrapper, Decoder
 from krakenlm.model.packed import PackedMatrix, can_pack, pack
 from krakenlm.model.shard import Shard, split, units_of
 from krakenlm.model.wiring import Block
+from krakenlm.ranks.agreement import require_same
 from krakenlm.ranks.cores import keep_freed_memory
-from krakenlm.ranks.launch import Rank
+from krakenlm.ranks.launch import Rank, under_torchrun
 from krakenlm.ranks.placement import balance, measure_unit
 from krakenlm.transport.collective import Group, ProcessGroupReducer
 from krakenlm.transport.connect import Connections, connect, without_communication
@@ -38,6 +39,8 @@ _READING = (
     "reading the weights",
     "check that the model's folder can be read and that there is memory for the weights",
 )
+
+_SAME_MODEL = "copy one model to all machines"
 
 
 class RankModel:
@@ -98,6 +101,8 @@ class RankModel:
         options = options or EngineOptions()
         shard = place(config or read_config(directory), rank, dtype, options)
         rank.activity("reading the weights")
+        if rank.size > 1 and under_torchrun():  # else all read the same folder
+            require_same(f"the model in {directory}", fingerprint(directory), _SAME_MODEL)
         with trying(*_READING):
             state = read_shard(directory, shard, dtype)
         head_VD = state.pop("lm_head.weight", None)

@@ -24,6 +24,7 @@ from torch import distributed as dist
 from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import Activity
+from krakenlm.ranks.agreement import require_same_version
 from krakenlm.ranks.cores import share_cores
 from krakenlm.ranks.devices import DeviceType
 from krakenlm.ranks.failures import REPORT, TIMEOUT_SECONDS, Failure, Note, failure_of, once
@@ -144,6 +145,7 @@ def _run_under_torchrun(
         _process_group("env://", rank, timeout, end_on_loss),
         trying("doing its part", REPORT),
     ):
+        require_same_version()
         worker(rank, *arguments)
 
 
