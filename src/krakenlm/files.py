@@ -163,6 +163,28 @@ def write_whole(target: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def sync(path: Path) -> None:
+    """Return once a file's content, or a folder's list of names, outlives a loss of power.
+
+    Some file systems cannot do that for folders; then it is left to them.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """The same for all that lies in a folder."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
 def write_json(target: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     write_whole(target, as_json(value))

@@ -24,7 +24,7 @@ from krakenlm.config import ModelConfig
 from krakenlm.console import print_note
 from krakenlm.data.manifest import Manifest
 from krakenlm.errors import KrakenError
-from krakenlm.files import LOCK, hold, is_held, write_json
+from krakenlm.files import LOCK, hold, is_held, sync, sync_folder, write_json
 from krakenlm.train.recipe import Recipe, Training
 
 _COMPLETE = "complete"
@@ -176,8 +176,11 @@ class RunFolder:
             self.model.replace(kept)
 
     def mark_complete(self, step: int) -> None:
-        """Say that the checkpoint of this step is whole."""
-        (self.checkpoints / f"checkpoint-{step}" / _COMPLETE).touch()
+        """Say that the checkpoint of this step is whole, once it is on the disk."""
+        checkpoint = self.checkpoints / f"checkpoint-{step}"
+        sync_folder(checkpoint)
+        (checkpoint / _COMPLETE).touch()
+        sync(checkpoint)
 
     def remove_old_checkpoints(self, keep: int) -> None:
         """Remove all but the newest."""
