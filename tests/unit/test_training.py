@@ -714,6 +714,40 @@ def test_a_damaged_checkpoint_is_refused_with_a_way_out(recipe, monkeypatch, dam
     assert train(recipe(**settings)).finished
 
 
+def give_away(path: Path) -> None:
+    try:
+        os.chown(path, 65534, -1)
+    except PermissionError:
+        pytest.skip("only root can give a file away")
+
+
+def share(path: Path) -> None:
+    path.chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "problem"),
+    [
+        (give_away, "optimizer.pt", "belongs to user 65534"),
+        (share, "rng_state.pth", "others may write to it"),
+        (share, "", "others may write to it"),
+    ],
+    ids=["another user's", "a file that others may write", "a folder that others may write"],
+)
+def test_what_somebody_else_could_have_written_is_not_unpickled(
+    recipe, monkeypatch, change, what, problem
+):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(steps=6, save_every=2))
+    path = RunFolder(recipe().output).last_checkpoint() / what
+    change(path)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(KrakenError, match=f"{problem}, and going on reads files that may run"):
+        train(recipe(steps=6, save_every=2))
+
+
 @pytest.mark.filterwarnings("error:.*checkpointing")
 def test_gradient_checkpointing_computes_layers_again_and_learns_the_same(recipe, monkeypatch):
     calls = []

@@ -1,5 +1,7 @@
 """Do recipe, data, machine and checkpoint fit each other? Asked before anything is written."""
 
+import os
+import stat
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,3 +77,22 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
     for name in file.keys():  # noqa: SIM118
         if file.get_slice(name).get_shape() != expected.get(name):
             raise KrakenError(f"{path}: tensor {name} does not fit the model: {advice}")
+
+
+def check_owner(checkpoint: Path) -> None:
+    """Refuse files that may run code when they are read, where somebody else could write them.
+
+    Raises:
+        KrakenError: the checkpoint or a file of it is another user's, or others may write to it.
+    """
+    for path in (checkpoint, *sorted(checkpoint.iterdir())):
+        status = path.lstat()
+        others = status.st_mode & stat.S_IWOTH
+        others |= status.st_mode & stat.S_IWGRP if status.st_gid != os.getegid() else 0
+        if status.st_uid == os.geteuid() and not others:
+            continue
+        whose = "others may write to it" if others else f"it belongs to user {status.st_uid}"
+        raise KrakenError(
+            f"{path}: {whose}, and going on reads files that may run code: make the run's folder "
+            "your own with chown and chmod if you trust it, or begin anew with --restart"
+        )

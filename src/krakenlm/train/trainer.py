@@ -31,6 +31,7 @@ from krakenlm.train.checks import (
     check_adaptation,
     check_checkpoint,
     check_machine,
+    check_owner,
     check_sharding,
     sequence_length,
 )
@@ -180,6 +181,7 @@ def _learn(
     """Take the steps that are left."""
     checkpoint = run.last_checkpoint()
     if checkpoint is not None:
+        ranks.first(partial(check_owner, checkpoint))
         ranks.first(partial(check_checkpoint, checkpoint, trainer.model))
         if ranks.is_main:
             notes.print(f"going on from {checkpoint.name}")
