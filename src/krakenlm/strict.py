@@ -65,6 +65,8 @@ def read_json(path: Path, advice: str) -> Any:
         raise
     except OSError as error:
         raise _unreadable(path, error, advice) from error
+    except RecursionError as error:
+        raise _unreadable(path, "its tables are nested too deeply", advice) from error
     except ValueError as error:
         raise _unreadable(path, f"not valid JSON: {error}", advice) from error
 

@@ -238,7 +238,7 @@ def read_recipe(
         raise KrakenError(f"{path} is a folder: give a recipe file, see recipes/") from error
     except OSError as error:
         raise KrakenError(f"cannot read {path}: {error.strerror}: give a recipe file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise KrakenError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(values, override)
@@ -292,7 +292,7 @@ def _toml_value(text: str) -> Any:
     """A value as TOML writes it; what is none, such as a folder without quotes, is text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 

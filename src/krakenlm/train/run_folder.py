@@ -218,7 +218,7 @@ def resolved_recipe(path: Path) -> dict[str, Any] | None:
     """What ``claim`` wrote; None where the file is missing or another program's."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     keys = {field.name for field in dataclasses.fields(Recipe)} | {_DATA}
     # Runs of earlier versions adapt nothing.
