@@ -20,11 +20,15 @@ EXTRAS := data,eval,dev
 GPU_OUT     := gpu
 GPU_MINUTES := 9
 GPU_PYTHON  := $(if $(GPU_REHEARSAL),$(BIN)/python,$(PYTHON))
+# Of `make test-reliability`: kills of each training run, requests in a row, damaged files of each kind.
+KILLS       := 30
+GENERATIONS := 5000
+CASES       := 1200
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity smollm2 adapt-gpu gpu test test-slow test-newest test-oldest test-vllm vllm-env lock check format docs clean
+.PHONY: help demo bench parity smollm2 adapt-gpu gpu test test-slow test-reliability test-newest test-oldest test-vllm vllm-env lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -88,6 +92,10 @@ test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-reliability: $(VENV)/.installed-dev  ## kills, stalls, damaged files and long runs, a line with its figure for each (KILLS, GENERATIONS, CASES)
+	KILLS=$(KILLS) GENERATIONS=$(GENERATIONS) CASES=$(CASES) $(BIN)/python -m pytest -s \
+		tests/reliability tests/dist/test_life.py tests/unit/test_mesh.py -m "not gpu and not vllm"
 
 test-newest: | $(NEWEST_VENV)/bin/pip  ## the unit tests with the newest versions that pyproject.toml allows (TESTS=... for others)
 	$(NEWEST_VENV)/bin/pip install -q --upgrade --upgrade-strategy eager -e ".[$(EXTRAS)]"
