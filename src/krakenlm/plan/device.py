@@ -7,23 +7,21 @@ not full takes as long as a full one. Where a profile has measured tables, they 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 from krakenlm.errors import ConfigError, KrakenError
 from krakenlm.plan.constants import (
     SCHEMA_VERSION,
     Constant,
-    Table,
     check_positive,
-    check_rows,
     names,
     read_committed,
     unknown,
 )
-from krakenlm.plan.interpolation import Estimate, Scattered, ratios
+from krakenlm.plan.interpolation import Estimate, Nearest, ratios
+from krakenlm.plan.measured import CacheMisses, OperatorName, OperatorTable, PassCosts
 from krakenlm.plan.program import Operator
 
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -32,22 +30,6 @@ _ATTENTION_TILE = 64  # rows; fused kernels take 128, two at a time on a multipr
 # Where tiles are few their sums are split among multiprocessors, which costs some of each. The
 # measured A100 products are all met without it.
 _MOST_SPLITS, _SPLIT_ROWS, _SPLIT_KEEPS = 8, 512, 0.95
-_WIDTHS = {"gemm": 4, "attention": 5, "norm": 3, "move": 2}
-"""Numbers in a row of each table, microseconds included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorTable(Table):
-    """Measured times of one kind of operator.
-
-    Attributes:
-        operator: gemm, with rows of M, K, N and microseconds; attention: batch times heads,
-            queries, keys, head width; norm: rows, width; move: bytes read and written.
-        dtype: of what is computed with.
-    """
-
-    operator: Literal["gemm", "attention", "norm", "move"]
-    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +59,10 @@ class DeviceProfile:
         compute_slowdown_beside_allreduce: how much longer compute takes meanwhile.
         allreduce_slowdown_beside_compute: and the other way round.
         tables: measured times.
+        eager: what passes of the engine take beyond their operators where these are launched one
+            by one; None leaves it to launch_us.
+        captured: the same of passes that are replayed.
+        misses: which weights lie in caches; None is none of them.
     """
 
     kind: Literal["device"]
@@ -101,6 +87,9 @@ class DeviceProfile:
     compute_slowdown_beside_allreduce: Constant
     allreduce_slowdown_beside_compute: Constant
     tables: tuple[OperatorTable, ...] = field(default=())
+    eager: PassCosts | None = None
+    captured: PassCosts | None = None
+    misses: CacheMisses | None = None
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -113,7 +102,11 @@ class DeviceProfile:
         check_positive({**constants, **peaks})
         check_positive(free, may_be_zero=True)
         for index, table in enumerate(self.tables):
-            check_rows(table, _WIDTHS[table.operator], f"tables[{index}]")
+            table.check(f"tables[{index}]")
+        for name in ("eager", "captured", "misses"):
+            measured = getattr(self, name)
+            if measured is not None:
+                measured.check(name)
 
     @classmethod
     def named(cls, name: str) -> "DeviceProfile":
@@ -131,8 +124,13 @@ class DeviceProfile:
         """For weights, cache and buffers."""
         return (self.memory_gib.value - self.reserved_gib.value) * 2**30
 
-    def costs(self, dtype: str) -> "OperatorCosts":
+    def costs(self, dtype: str, read_bytes: float = math.inf) -> "OperatorCosts":
         """Times of operators on this device.
+
+        Args:
+            dtype: what is computed with.
+            read_bytes: what a pass reads in all; of little enough some stays in caches until the
+                next pass.
 
         Raises:
             KrakenError: the profile has no peak for the type.
@@ -140,20 +138,29 @@ class DeviceProfile:
         if dtype not in self.peak_tflop_per_second:
             known = ", ".join(self.peak_tflop_per_second)
             raise KrakenError(f"--dtype {dtype}: {self.name} has {known}")
-        return OperatorCosts(self, dtype)
+        misses = 1.0 if self.misses is None else self.misses.share(read_bytes)
+        return OperatorCosts(self, dtype, misses)
 
 
 class OperatorCosts:
-    """Times of operators on one device, in one type."""
+    """Times of operators on one device, in one type.
 
-    def __init__(self, device: DeviceProfile, dtype: str) -> None:
+    Args:
+        device: the device.
+        dtype: the type.
+        misses: share of the weights that comes from memory.
+    """
+
+    def __init__(self, device: DeviceProfile, dtype: str, misses: float = 1.0) -> None:
         self._device = device
         self._dtype = dtype
+        self._misses = misses
         self._element = DTYPES[dtype]
         self._peak = device.peak_tflop_per_second[dtype].value * 1e12
         self._rate = device.bandwidth_gb_per_second.value * 1e9 * device.share_of_bandwidth.value
         self._kernel = device.kernel_us.value * 1e-6
         self._known: dict[Operator, Estimate] = {}
+        self._tables: dict[tuple[OperatorName, bool, bool], Nearest] = {}
 
     def __call__(self, operator: Operator) -> Estimate:
         """Seconds of one operator."""
@@ -163,18 +170,47 @@ class OperatorCosts:
         return estimate
 
     def _estimate(self, operator: Operator) -> Estimate:
-        if operator.kind == "gemm":
-            groups, m, k, n = operator.shape
-            formula = self._gemm(groups, m, k, n)
-            return self._gemm_table.correct((m, k, groups * n), formula)
-        if operator.kind == "attention":
+        kind = operator.kind
+        if kind == "gemm":
+            return self._product(operator)
+        if kind == "attention":
             batch, heads, groups, queries, keys, width = operator.shape
             formula = self._attention(batch * heads, groups / heads, queries, keys, width)
-            return self._attention_table.correct((batch * heads, queries, keys, width), formula)
+            place = (batch * heads, queries, keys, width)
+            return self._corrected("attention", place, formula, aligned=width % 8 == 0)
+        if kind in ("norm", "rms_norm"):
+            return self._corrected(kind, operator.shape, self._moved(operator.nbytes))
         formula = self._moved(operator.nbytes)
-        if operator.kind == "norm":
-            return self._norm_table.correct(operator.shape, formula)
-        return self._move_table.correct((max(operator.nbytes, 1),), formula)
+        known = kind if self._table(kind) else "move"
+        return self._corrected(known, (max(operator.nbytes, 1),), formula)
+
+    def _product(self, operator: Operator) -> Estimate:
+        groups, m, k, n = operator.shape
+        formula = self._gemm(groups, m, k, n)
+        if operator.part == "attention":  # of a single query, which is not fused
+            name: OperatorName = "scores" if n > k else "values"
+            if self._table(name):
+                return self._corrected(name, (groups, m, k, n), formula)
+        elif groups > 1 and self._device.processor == "cpu":  # one after the other
+            one = self._linear(m, k, n, self._gemm(1, m, k, n))
+            return Estimate(groups * one.seconds, one.from_table)
+        return self._linear(m, k, groups * n, formula)
+
+    def _linear(self, m: int, k: int, n: int, formula: float) -> Estimate:
+        aligned = not (k % 8 or n % 8)
+        cold = self._corrected("gemm", (m, k, n), formula, aligned=aligned)
+        resident = self._table("gemm", resident=True)
+        if self._misses == 1.0 or not resident.reaches(0, m):
+            return cold
+        warm = resident.correct((m, k, n), formula).seconds
+        seconds = min(warm, cold.seconds)
+        return cold._replace(seconds=seconds + self._misses * (cold.seconds - seconds))
+
+    def _corrected(
+        self, name: OperatorName, place: Sequence[float], formula: float, *, aligned: bool = True
+    ) -> Estimate:
+        table = self._table(name, aligned=aligned) or self._table(name, aligned=not aligned)
+        return table.correct(_coordinates(name, place), formula)
 
     def _moved(self, nbytes: float) -> float:
         return nbytes / self._rate + self._kernel
@@ -219,30 +255,39 @@ class OperatorCosts:
         size = self._device.multiprocessors.value
         return tiles / (math.ceil(tiles / size) * size)
 
-    def _table(self, operator: str, formula: object) -> Scattered:
-        rows = [
-            row
-            for table in self._device.tables
-            if table.operator == operator and table.dtype == self._dtype
-            for row in table.rows_us
-        ]
-        return Scattered(ratios(rows, formula))  # type: ignore[arg-type]
+    def _table(
+        self, name: OperatorName, *, aligned: bool = True, resident: bool = False
+    ) -> Nearest:
+        key = name, aligned, resident
+        if key not in self._tables:
+            formula = self._formula(name)
+            measured = [
+                ratios(table.rows_us, formula)
+                for table in self._device.tables
+                if table.dtype == self._dtype
+                and (table.operator, table.aligned, table.resident) == key
+            ]
+            self._tables[key] = Nearest(
+                [[(_coordinates(name, at), ratio) for at, ratio in points] for points in measured]
+            )
+        return self._tables[key]
 
-    @cached_property
-    def _gemm_table(self) -> Scattered:
-        return self._table("gemm", lambda at: self._gemm(1, *at))
+    def _formula(self, name: OperatorName) -> Callable[[Sequence[float]], float]:
+        """Seconds by the coordinates of a table's rows."""
+        if name == "gemm":
+            return lambda at: self._gemm(1, *at)
+        if name in ("scores", "values"):
+            return lambda at: self._gemm(*at)
+        if name == "attention":
+            return lambda at: self._attention(at[0], 1.0, *at[1:])
+        if name in ("norm", "rms_norm"):
+            return lambda at: self._moved(2 * at[0] * at[1] * self._element)
+        return lambda at: self._moved(at[0])
 
-    @cached_property
-    def _attention_table(self) -> Scattered:
-        return self._table("attention", lambda at: self._attention(at[0], 1.0, *at[1:]))
 
-    @cached_property
-    def _norm_table(self) -> Scattered:
-        def formula(at: Sequence[float]) -> float:
-            return self._moved(2 * at[0] * at[1] * self._element)
-
-        return self._table("norm", formula)
-
-    @cached_property
-    def _move_table(self) -> Scattered:
-        return self._table("move", lambda at: self._moved(at[0]))
+def _coordinates(name: OperatorName, place: Sequence[float]) -> Sequence[float]:
+    """Where an operator lies among those measured: keys count in multiples of the queries."""
+    if name != "attention":
+        return place
+    heads, queries, keys, width = place
+    return heads, queries, keys / queries, width

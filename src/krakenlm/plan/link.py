@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -53,6 +53,7 @@ class SumCost(NamedTuple):
         begin: of compute, where it is begun.
         wait: of compute, where it is awaited.
         from_table: measured points are near.
+        held_back: what is computed where it is awaited needs no waiting for.
     """
 
     wire: float
@@ -60,6 +61,7 @@ class SumCost(NamedTuple):
     begin: float
     wait: float
     from_table: bool
+    held_back: bool = False
 
     @property
     def alone(self) -> float:
@@ -102,7 +104,15 @@ class Kernel:
         if self.table is not None:
             check_rows(self.table, 3, "table")
 
-    def cost(self, nbytes: int, ranks: int, *, on_cpu: bool, pipelined: bool) -> SumCost:
+    def cost(
+        self,
+        nbytes: int,
+        ranks: int,
+        *,
+        on_cpu: bool,
+        pipelined: bool,
+        held_back: bool = False,
+    ) -> SumCost:
         """Of summing so many bytes over so many ranks."""
         wire, latency = self._formula(nbytes, ranks)
         from_table = False
@@ -118,7 +128,7 @@ class Kernel:
             begin = _linear(self.begin_us, self.begin_ns_per_byte, nbytes)
             wait = _linear(self.wait_us, self.wait_ns_per_byte, nbytes)
         behind = latency if pipelined else 0.0
-        return SumCost(wire + latency - behind, behind, begin, wait, from_table)
+        return SumCost(wire + latency - behind, behind, begin, wait, from_table, held_back)
 
     def _formula(self, nbytes: float, ranks: int) -> tuple[float, float]:
         steps, volume = _shape(self.algorithm, ranks)
@@ -152,6 +162,8 @@ class LinkProfile:
         pipelined: while one message is in flight the next one may be sent.
         usual_kernel: where none is named.
         kernels: ways to sum, by name.
+        held_back: the link is emulated: messages are there at once, and are added up before the
+            time at which they would be.
     """
 
     kind: Literal["link"]
@@ -161,6 +173,7 @@ class LinkProfile:
     pipelined: bool
     usual_kernel: str
     kernels: dict[str, Kernel]
+    held_back: bool = False
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -200,26 +213,29 @@ class LinkProfile:
             raise unknown("--allreduce", kernel, known, f" for the link {self.name}")
         chosen = self.usual_kernel if kernel is None else kernel
         kernels = list(self.kernels.values()) if chosen == FASTEST else [self.kernels[chosen]]
-        return SumCosts(kernels, on_cpu=on_cpu, pipelined=self.pipelined)
+        return SumCosts(kernels, on_cpu=on_cpu, pipelined=self.pipelined, held_back=self.held_back)
 
 
 class SumCosts:
     """Times of sums over one link, by one kernel or the fastest of several."""
 
-    def __init__(self, kernels: Sequence[Kernel], *, on_cpu: bool, pipelined: bool) -> None:
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        *,
+        on_cpu: bool,
+        pipelined: bool,
+        held_back: bool = False,
+    ) -> None:
         self._kernels = kernels
-        self._on_cpu = on_cpu
-        self._pipelined = pipelined
+        self._how = {"on_cpu": on_cpu, "pipelined": pipelined, "held_back": held_back}
         self._known: dict[tuple[int, int], SumCost] = {}
 
     def __call__(self, nbytes: int, ranks: int) -> SumCost:
         """Of so many bytes over so many ranks."""
         key = nbytes, ranks
         if key not in self._known:
-            costs = [
-                k.cost(nbytes, ranks, on_cpu=self._on_cpu, pipelined=self._pipelined)
-                for k in self._kernels
-            ]
+            costs = [kernel.cost(nbytes, ranks, **self._how) for kernel in self._kernels]
             self._known[key] = min(costs, key=lambda cost: cost.alone)
         return self._known[key]
 
@@ -245,6 +261,29 @@ def by_hand(link: Link) -> LinkProfile:
         pipelined=True,
         usual_kernel="by-hand",
         kernels={"by-hand": kernel},
+    )
+
+
+def emulated(link: Link, real: LinkProfile) -> LinkProfile:
+    """The profile of an emulated link whose messages a real one carries.
+
+    Args:
+        link: what is emulated.
+        real: what is there; its usual kernel takes compute time where sums are begun and awaited.
+    """
+    profile, carrier = by_hand(link), real.kernels[real.usual_kernel]
+    kernel = replace(
+        profile.kernels[profile.usual_kernel],
+        begin_us=carrier.begin_us,
+        begin_ns_per_byte=carrier.begin_ns_per_byte,
+        wait_us=carrier.wait_us,
+        wait_ns_per_byte=carrier.wait_ns_per_byte,
+    )
+    return replace(
+        profile,
+        title=f"{profile.title}, emulated",
+        kernels={profile.usual_kernel: kernel},
+        held_back=True,
     )
 
 

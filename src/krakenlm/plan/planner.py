@@ -17,11 +17,11 @@ from krakenlm.engine.requests import room_for_answer
 from krakenlm.engine.trace import SUM, WAIT, Event
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import Shard, split
-from krakenlm.plan.device import DTYPES, DeviceProfile, OperatorCosts
-from krakenlm.plan.link import LinkProfile, SumCost, SumCosts
+from krakenlm.plan.device import DTYPES, DeviceProfile
+from krakenlm.plan.link import LinkProfile
 from krakenlm.plan.memory import Memory, Room, memory_of, room
-from krakenlm.plan.program import Begin, Item, Operator, Program, Wait, Work
-from krakenlm.plan.schedule import Await, Compute, Contention, Send, Step, Timeline, play, total
+from krakenlm.plan.schedule import Contention, Timeline, play, total
+from krakenlm.plan.timing import Beside, Timed, Timer
 from krakenlm.plan.trace import Pass, likeness, trace
 
 _TORCH = {name: getattr(torch, name) for name in DTYPES}
@@ -232,13 +232,12 @@ def plan_pass(shards: Sequence[Shard], which: Pass, setup: Setup) -> PlannedPass
     programs = [trace(shards[rank], which, _TORCH[setup.dtype]) for rank in kinds]
     device = setup.device
     captured = which.decodes or setup.graph_prefill
-    timer = _Timer(
-        device.costs(setup.dtype),
-        setup.link.sums(setup.kernel, on_cpu=device.processor == "cpu"),
-        0.0 if captured else device.launch_us.value * 1e-6,
-    )
+    sums = setup.link.sums(setup.kernel, on_cpu=device.processor == "cpu")
+    beside = Beside.of(device, captured=captured)
     timed = [
-        timer.steps(shards[rank], program, place_of)
+        Timer(device.costs(setup.dtype, program.read_bytes), sums, beside).steps(
+            shards[rank], program, place_of
+        )
         for rank, program in zip(kinds, programs, strict=True)
     ]
     contention = Contention(
@@ -281,7 +280,7 @@ def _kinds(shards: Sequence[Shard]) -> tuple[list[int], dict[int, int]]:
     return kinds, {r: place for place, ranks in enumerate(alike.values()) for r in ranks}
 
 
-def _parts(rank: "_Timed", timeline: Timeline) -> dict[str, float]:
+def _parts(rank: Timed, timeline: Timeline) -> dict[str, float]:
     """Seconds by part; what contention adds is shared out among what was computed."""
     alone = sum(rank.parts.values())
     beside = timeline.seconds - timeline.exposed - rank.for_sums
@@ -289,95 +288,3 @@ def _parts(rank: "_Timed", timeline: Timeline) -> dict[str, float]:
     parts = {name: rank.parts.get(name, 0.0) * stretch for name in PART_NAMES}
     parts["allreduce"] = timeline.exposed + rank.for_sums
     return parts
-
-
-class _Timed(NamedTuple):
-    """One rank's pass with its times."""
-
-    steps: list[Step]
-    parts: dict[str, float]
-    for_sums: float
-    """Seconds of compute that sums take."""
-    communication: float
-    measured: float
-
-
-class _Timer:
-    """Turns programs into steps that take time."""
-
-    def __init__(self, operators: OperatorCosts, sums: SumCosts, launch: float) -> None:
-        self._operators = operators
-        self._sums = sums
-        self._launch = launch
-        # Layers that are alike share their operators, which are kept here so that an id stays one.
-        self._known: dict[int, tuple[tuple[Operator, ...], dict[str, float], float]] = {}
-
-    def steps(self, shard: Shard, program: Program, place_of: dict[int, int]) -> _Timed:
-        """Of one rank, among those that are played."""
-        steps: list[Step] = []
-        parts: dict[str, float] = {}
-        begun: dict[int, SumCost] = {}
-        for_sums = communication = measured = everything = 0.0
-        for item in program.items:
-            if isinstance(item, Work):
-                found, from_tables = self._work(item.operators)
-                for name, seconds in found.items():
-                    hidden = name == "gemm" and item.overlapped
-                    place = "overlapped_gemm" if hidden else name
-                    parts[place] = parts.get(place, 0.0) + seconds
-                seconds = sum(found.values())
-                name = f"{item.name} {item.layer + 1}" if item.layer is not None else ""
-                steps.append(Compute(seconds, name))
-                measured, everything = measured + from_tables, everything + seconds
-                continue
-            if isinstance(item, Begin):
-                cost = begun[item.number] = self._cost(shard, item)
-                communication += cost.alone
-                measured += cost.alone * cost.from_table
-                everything += cost.alone
-            members = tuple(sorted({place_of[r] for r in _members(shard, item)}))
-            _add(steps, item, begun[item.number], members)
-            for_sums += begun[item.number].begin if isinstance(item, Begin) else 0.0
-            for_sums += begun[item.number].wait if isinstance(item, Wait) else 0.0
-        share = measured / everything if everything else 0.0
-        return _Timed(steps, parts, for_sums, communication, share)
-
-    def _work(self, operators: tuple[Operator, ...]) -> tuple[dict[str, float], float]:
-        known = self._known.get(id(operators))
-        if known is None:
-            parts: dict[str, float] = {}
-            measured = 0.0
-            for operator in operators:
-                seconds, from_table = self._operators(operator)
-                parts[operator.part] = parts.get(operator.part, 0.0) + seconds
-                measured += seconds * from_table
-            idle = len(operators) * self._launch - sum(parts.values())
-            if idle > 0.0:  # the host cannot launch as fast as the device would be done
-                parts["other"] = parts.get("other", 0.0) + idle
-            known = self._known[id(operators)] = operators, parts, measured
-        return known[1:]
-
-    def _cost(self, shard: Shard, begin: Begin) -> SumCost:
-        ranks = len(_ranks(shard, begin))
-        # Gathering takes as long as summing all that is gathered, as on an emulated link.
-        return self._sums(begin.nbytes * (ranks if begin.gathers else 1), ranks)
-
-
-def _add(steps: list[Step], item: Item, cost: SumCost, members: tuple[int, ...]) -> None:
-    if isinstance(item, Begin):
-        if cost.begin:
-            steps.append(Compute(cost.begin))
-        steps.append(Send(item.number, members, cost.wire, cost.behind))
-    elif isinstance(item, Wait):
-        steps.append(Await(item.number))
-        if cost.wait:
-            steps.append(Compute(cost.wait))
-
-
-def _members(shard: Shard, item: Item) -> range:
-    return _ranks(shard, item) if isinstance(item, Begin) else range(0)
-
-
-def _ranks(shard: Shard, begin: Begin) -> range:
-    groups = {"streams": shard.outer_ranks, "parts": shard.inner_ranks}
-    return groups.get(begin.group, range(shard.ranks))

@@ -2,11 +2,13 @@
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["gemm", "attention", "norm", "move"]
-"""How an operator's time is estimated: products, fused attention, norms, all that moves bytes."""
+Kind = Literal["gemm", "attention", "norm", "rms_norm", "gelu", "softmax", "copy", "move"]
+"""How an operator's time is estimated: products, fused attention, LayerNorms and RMSNorms, GELU and
+softmax; copies of what does not lie densely; all else that moves bytes."""
 
-PartName = Literal["norm", "gemm", "attention", "lm_head", "other"]
-"""What an operator is for, as in ``krakenlm.bench.results.PART_NAMES``."""
+PartName = Literal["norm", "gemm", "attention", "lm_head", "message", "other"]
+"""What an operator is for, as in ``krakenlm.bench.results.PART_NAMES``; ``message`` is what puts
+a sum's message together."""
 
 GroupName = Literal["streams", "parts", "everyone"]
 """Who sums or gathers: ranks with other units, with parts of the same sub-layers, or all."""
@@ -88,3 +90,14 @@ class Program(NamedTuple):
     def sums(self) -> list[Begin]:
         """The AllReduces, in order."""
         return [item for item in self.items if isinstance(item, Begin) and not item.gathers]
+
+    @property
+    def read_bytes(self) -> int:
+        """What its products with weights read and write, nearly all of it weights."""
+        return sum(
+            operator.nbytes
+            for item in self.items
+            if isinstance(item, Work)
+            for operator in item.operators
+            if operator.kind == "gemm" and operator.part != "attention"
+        )

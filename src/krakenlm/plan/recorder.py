@@ -20,12 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from krakenlm.model.attention import Attention
 from krakenlm.model.layers import BranchLinear, Norm
-from krakenlm.plan.program import Begin, GroupName, Item, Operator, PartName, Wait, Work
+from krakenlm.plan.program import Begin, GroupName, Item, Kind, Operator, PartName, Wait, Work
 from krakenlm.plan.shapes import quick_result
 
 _NO_KERNEL = {"_unsafe_view", "alias", "detach", "lift_fresh", "_reshape_alias"}
 _GEMMS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 """Products, and which argument is their first factor."""
+_KINDS: dict[str, Kind] = {"gelu": "gelu", "_softmax": "softmax"}
 
 
 class Recorder:
@@ -42,10 +43,9 @@ class Recorder:
         self.live_bytes = 0
         self.peak_bytes = 0
 
-    def add(self, kind: str, shape: tuple[int, ...], flops: int, nbytes: int) -> None:
+    def add(self, kind: Kind, shape: tuple[int, ...], flops: int, nbytes: int) -> None:
         """An operator, for what is being computed."""
-        part = self._parts[-1]
-        self._pending.append(Operator(part, kind, shape, flops, nbytes))  # type: ignore[arg-type]
+        self._pending.append(Operator(self._parts[-1], kind, shape, flops, nbytes))
 
     def begin(self, group: GroupName, nbytes: int, *, gathers: bool = False) -> int:
         """A collective is begun; its number."""
@@ -177,7 +177,14 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             width = outputs[0].shape[-1]
             self._recorder.add("norm", (outputs[0].numel() // width, width), 0, nbytes)
         else:
-            self._recorder.add("move", (), 0, nbytes)
+            self._recorder.add(_kind(name, inputs), (), 0, nbytes)
+
+
+def _kind(name: str, inputs: list[Tensor]) -> Kind:
+    """Of an operator that is no product and no norm."""
+    if name in ("copy_", "clone"):
+        return "move" if all(x.is_contiguous() for x in inputs) else "copy"
+    return _KINDS.get(name, "move")
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -221,7 +228,8 @@ class _FusedKernels(TorchFunctionMode):
     def _norm(self, x: Tensor) -> Tensor:
         normal = torch.empty_like(x)
         width = x.shape[-1]
-        self._recorder.add("norm", (x.numel() // width, width), 0, 2 * x.numel() * x.element_size())
+        nbytes = 2 * x.numel() * x.element_size()
+        self._recorder.add("rms_norm", (x.numel() // width, width), 0, nbytes)
         return normal
 
 

@@ -131,7 +131,8 @@ class _Tracing:
         if self._ranks == 1:
             return _TracedSum(self._recorder, None, branches_KBTD.sum(0, keepdim=True))
         total_1BTD = torch.empty_like(branches_KBTD[:1])
-        sum_branches(branches_KBTD, total_1BTD)
+        with self._recorder.part("message"):
+            sum_branches(branches_KBTD, total_1BTD)
         number = self._recorder.begin(self._group, total_1BTD.nbytes)
         return _TracedSum(self._recorder, number, total_1BTD)
 
