@@ -15,6 +15,7 @@ from krakenlm.cli import (
     adapt,
     bench,
     bench_serve,
+    calibrate,
     compare,
     convert,
     demo,
@@ -51,6 +52,7 @@ for command in (
     convert.convert,
     adapt.adapt,
     plan.plan,
+    calibrate.calibrate,
 ):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

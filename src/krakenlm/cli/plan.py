@@ -13,6 +13,7 @@ from krakenlm.errors import KrakenError
 if TYPE_CHECKING:
     from krakenlm.config import ModelConfig
     from krakenlm.plan.candidates import Wish
+    from krakenlm.plan.device import DeviceProfile
     from krakenlm.plan.planner import Setup
     from krakenlm.plan.report import PlanReport
 
@@ -77,7 +78,10 @@ _OutputLen = Annotated[int, typer.Option(help="Tokens to generate; 1 is the firs
 _BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
 _DType = Annotated[
     str | None,
-    typer.Option(help="float16, bfloat16 or float32.", show_default="float16, bfloat16 on CPUs"),
+    typer.Option(
+        help="float16, bfloat16 or float32.",
+        show_default="float16, bfloat16 on CPUs, or a profile's own",
+    ),
 ]
 _Wirings = Annotated[
     str | None,
@@ -255,11 +259,18 @@ def _setup(chosen: _Chosen, dtype: str | None, numbers: dict[str, int]) -> "Setu
     link = own.get("link") or LinkProfile.named(chosen.link or device.usual_link)
     assert isinstance(link, LinkProfile)
     if dtype is None:
-        dtype = "bfloat16" if device.processor == "cpu" else "float16"
+        dtype = _usual_dtype(device)
     setup = Setup(device=device, link=link, kernel=chosen.kernel, dtype=dtype, **numbers)  # type: ignore[arg-type]
     device.costs(dtype)
     link.sums(chosen.kernel, on_cpu=False)
     return setup
+
+
+def _usual_dtype(device: "DeviceProfile") -> str:
+    """bfloat16 on CPUs and float16 elsewhere, or what the profile has instead."""
+    usual = "bfloat16" if device.processor == "cpu" else "float16"
+    known = device.peak_tflop_per_second
+    return usual if usual in known or not known else next(iter(known))
 
 
 def _show(report: "PlanReport", parts: bool) -> None:

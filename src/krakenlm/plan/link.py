@@ -34,7 +34,8 @@ class _Shape(NamedTuple):
     volume: float
 
 
-def _shape(algorithm: Algorithm, ranks: int) -> _Shape:
+def shape_of(algorithm: Algorithm, ranks: int) -> _Shape:
+    """Of one AllReduce over so many ranks."""
     if algorithm == "one-shot":  # every rank reads all the others'
         return _Shape(1, ranks - 1)
     if algorithm == "multimem":  # the switch adds up
@@ -131,7 +132,7 @@ class Kernel:
         return SumCost(wire + latency - behind, behind, begin, wait, from_table, held_back)
 
     def _formula(self, nbytes: float, ranks: int) -> tuple[float, float]:
-        steps, volume = _shape(self.algorithm, ranks)
+        steps, volume = shape_of(self.algorithm, ranks)
         latency = (self.base_us.value + steps * self.step_us.value) * 1e-6
         return volume * nbytes / (self.gb_per_second.value * 1e9), latency
 

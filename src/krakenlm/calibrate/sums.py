@@ -1,0 +1,283 @@
+"""Sums over the engine's own transport: where they are begun and awaited, and beside compute.
+
+On CPUs a sum costs a rank time at three places: where it puts its message on the way, where it
+takes the others' and adds up, and, if they are not there by then, in waiting. The first is timed
+around ``begin``, the second around ``wait`` long after everybody has begun, and what a sum that is
+awaited at once takes beyond both is the way.
+
+Shape letters: see ``krakenlm.model``.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from krakenlm.bench.ranks import barrier, gathered, now
+from krakenlm.calibrate.budget import Budget
+from krakenlm.calibrate.operators import Workbench
+from krakenlm.ranks.launch import Rank
+from krakenlm.transport.collective import Collective, Group
+from krakenlm.transport.connect import Transport, connect_group
+
+_LEAST_SECONDS = 0.0004
+_MOST_IN_A_ROW = 32
+_SUMS_A_SIZE = 16
+"""So many at least are waited for, in three rounds and before them."""
+_BESIDE_BYTES = 1 << 20
+_BESIDE_PRODUCT = 128, 512, 512
+_LONGER, _SHORTER = 1.5, 0.6
+"""Compute beside a sum, in times of the sum: to hide it all, and to leave some of it over."""
+
+
+class SumTime(NamedTuple):
+    """Seconds of one sum.
+
+    Attributes:
+        nbytes: of a message.
+        ranks: how many summed.
+        whole: begun and awaited at once.
+        begin: of that, in beginning; nought on GPUs, as ``wait``.
+        wait: in taking what is there, and adding up.
+    """
+
+    nbytes: int
+    ranks: int
+    whole: float
+    begin: float
+    wait: float
+
+    @property
+    def wire(self) -> float:
+        """What is left: the way."""
+        return max(self.whole - self.begin - self.wait, 0.0)
+
+
+class BesideTimes(NamedTuple):
+    """Seconds of compute and of a sum, alone and beside one another.
+
+    Attributes:
+        sum: one of the messages' largest, alone.
+        long: compute that outlasts it, alone.
+        long_beside: begun, that, and awaited.
+        short: compute that the sum outlasts, alone.
+        short_beside: the same beside the sum.
+    """
+
+    sum: SumTime
+    long: float
+    long_beside: float
+    short: float
+    short_beside: float
+
+
+class Slowdowns(NamedTuple):
+    """How much longer one takes beside the other."""
+
+    compute: float
+    wire: float
+
+
+def slowdowns(times: BesideTimes) -> Slowdowns:
+    """Of compute, by what outlasts the sum; of the sum, by what it outlasts.
+
+    A sum that is mostly compute itself cannot be slowed down on its way.
+    """
+    begin, wait, wire = times.sum.begin, times.sum.wait, times.sum.wire
+    # Beside the sum compute goes on at 1 / s as long as the sum is on its way.
+    extra = times.long_beside - begin - wait - times.long
+    compute = 1.0 if wire <= 0.0 else min(max(1.0 + extra / wire, 1.0), 4.0)
+    left = times.short_beside - begin - wait
+    done_beside = wire - (left - times.short * compute)
+    slowed = times.short * compute
+    is_clear = wire > _SHORTER * times.sum.whole * 0.5 and 0.0 < done_beside < slowed
+    return Slowdowns(compute, min(slowed / done_beside, 4.0) if is_clear else 1.0)
+
+
+class _Message(NamedTuple):
+    collective: Collective
+    x_1BTD: Tensor
+    ranks: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.x_1BTD.nbytes
+
+
+def numbers_of_ranks(size: int) -> list[int]:
+    """For which numbers of ranks sums are measured: powers of two, and all."""
+    powers = itertools.takewhile(lambda n: n < size, (2**e for e in itertools.count(1)))
+    return [*powers, size] if size > 1 else []
+
+
+def time_sums(
+    rank: Rank,
+    dtype: torch.dtype,
+    transport: Transport,
+    sizes: Sequence[int],
+    budget: Budget,
+    *,
+    until: float,
+) -> tuple[list[SumTime], BesideTimes, str]:
+    """Sums of all sizes and numbers of ranks, one beside compute, and what carries them."""
+    groups = _groups(rank, transport)
+    everyone = groups[rank.size]
+    assert everyone is not None
+    mine: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
+    share = (until - budget.elapsed()) / (len(groups) * len(sizes) + 2)
+    for ranks, collective in groups.items():
+        for nbytes in sizes:
+            deadline = budget.elapsed() + share
+            message = _message(rank, dtype, collective, nbytes, ranks)
+            once = _once(rank, message)
+            mine[nbytes, ranks] = _rounds(rank, message, once, budget, deadline)
+            if 4 * once > share / _SUMS_A_SIZE:  # what is larger would take too long
+                break
+    times = [_median(rank, *key, samples) for key, samples in mine.items()]
+    largest = max((t for t in times if t.ranks == rank.size), key=_near(_BESIDE_BYTES))
+    beside = _beside(rank, dtype, everyone, largest, budget, until)
+    name = everyone.name
+    for collective in groups.values():
+        if collective is not None:
+            collective.close()
+    return times, beside, name
+
+
+def _near(nbytes: int) -> Callable[[SumTime], float]:
+    return lambda time: -abs(time.nbytes - nbytes)
+
+
+def _groups(rank: Rank, transport: Transport) -> dict[int, Collective | None]:
+    """What the first so many ranks sum over; None for those that are not among them."""
+    found: dict[int, Collective | None] = {}
+    for ranks in numbers_of_ranks(rank.size):
+        whole = ranks == rank.size
+        handle = None if whole else dist.new_group(list(range(ranks)))
+        group = Group(rank.index, ranks, handle)
+        is_member = rank.index < ranks
+        found[ranks] = (
+            connect_group(group, rank.device, transport, rank.note) if is_member else None
+        )
+        barrier(rank)
+    return found
+
+
+def _message(
+    rank: Rank, dtype: torch.dtype, collective: Collective | None, nbytes: int, ranks: int
+) -> _Message | None:
+    if collective is None:
+        return None
+    count = max(nbytes // dtype.itemsize, 1)
+    x_1BTD = torch.zeros(1, 1, 1, count, dtype=dtype, device=rank.device)
+    return _Message(collective, x_1BTD, ranks)
+
+
+def _once(rank: Rank, message: _Message | None) -> float:
+    """A first look at how long a sum takes; the same on all ranks."""
+    seconds = 0.0
+    if message is not None:
+        for _ in range(2):  # the first one also makes room for the message
+            seconds = _whole(rank, message, 1)
+    return max(*gathered(rank, seconds), 1e-7)
+
+
+def _rounds(
+    rank: Rank, message: _Message | None, once: float, budget: Budget, deadline: float
+) -> list[tuple[float, float, float]]:
+    in_a_row = max(1, min(_MOST_IN_A_ROW, round(_LEAST_SECONDS / once)))
+    return [
+        _one(rank, message, in_a_row)
+        for _ in budget.rounds(deadline, "sums")
+        if message is not None
+    ]
+
+
+def _one(rank: Rank, message: _Message, in_a_row: int) -> tuple[float, float, float]:
+    whole = _whole(rank, message, in_a_row)
+    if rank.device.type == "cuda":
+        return whole, 0.0, 0.0
+    begin = wait = 0.0
+    for _ in range(in_a_row):
+        start = time.perf_counter()
+        pending = message.collective.begin(message.x_1BTD)
+        begun = time.perf_counter()
+        _spend(2 * whole)
+        awaited = time.perf_counter()
+        pending.wait()
+        begin, wait = begin + begun - start, wait + time.perf_counter() - awaited
+    return whole, begin / in_a_row, wait / in_a_row
+
+
+def _whole(rank: Rank, message: _Message, in_a_row: int) -> float:
+    message.collective.begin(message.x_1BTD).wait()  # so all ranks are here
+    start = now(rank)
+    for _ in range(in_a_row):
+        message.collective.begin(message.x_1BTD).wait()
+    return (now(rank) - start) / in_a_row
+
+
+def _spend(seconds: float) -> None:
+    """Compute nothing for a while, without leaving the core to others."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def _median(
+    rank: Rank, nbytes: int, ranks: int, samples: Sequence[tuple[float, float, float]]
+) -> SumTime:
+    of_ranks = [found for found in gathered(rank, samples) if found]
+    slowest = zip(*([tuple(map(max, zip(*row, strict=True)))
+                     for row in zip(*of_ranks, strict=True)]), strict=True)  # fmt: skip
+    return SumTime(nbytes, ranks, *map(statistics.median, slowest))
+
+
+def _beside(
+    rank: Rank,
+    dtype: torch.dtype,
+    collective: Collective,
+    alone: SumTime,
+    budget: Budget,
+    until: float,
+) -> BesideTimes:
+    product = Workbench(rank.device, dtype).product(*_BESIDE_PRODUCT)
+    message = _message(rank, dtype, collective, alone.nbytes, alone.ranks)
+    assert message is not None
+    with torch.no_grad():
+        product()
+        once = max(gathered(rank, _computed(rank, product, 8))) / 8
+        counts = [max(1, round(share * alone.whole / once)) for share in (_LONGER, _SHORTER)]
+        rows: list[tuple[float, ...]] = []
+        for _ in budget.rounds(until, "sums beside compute"):
+            row: list[float] = []
+            for count in counts:
+                barrier(rank)
+                row.append(_computed(rank, product, count))
+                barrier(rank)
+                row.append(_both(rank, message, product, count))
+            rows.append(tuple(row))
+    slowest = zip(*([tuple(map(max, zip(*row, strict=True)))
+                     for row in zip(*gathered(rank, rows), strict=True)]), strict=True)  # fmt: skip
+    return BesideTimes(alone, *map(statistics.median, slowest))
+
+
+def _computed(rank: Rank, product: Callable[[], object], count: int) -> float:
+    start = now(rank)
+    for _ in range(count):
+        product()
+    return now(rank) - start
+
+
+def _both(rank: Rank, message: _Message, product: Callable[[], object], count: int) -> float:
+    message.collective.begin(message.x_1BTD).wait()
+    start = now(rank)
+    pending = message.collective.begin(message.x_1BTD)
+    for _ in range(count):
+        product()
+    pending.wait()
+    return now(rank) - start
