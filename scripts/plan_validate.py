@@ -8,7 +8,7 @@ First the machine is calibrated, then every link between network namespaces by i
 case is measured and planned: one shape in all wirings, one length of prompt, one link, two ranks.
 Calibration runs none of these shapes. What is done lies beside the results until all of it is; a
 call that was cut short is taken up there. Links between namespaces are left out where the system
-forbids them. ``--plan`` plans anew what was measured, ``--draw`` makes pictures and tables from what
+forbids them. ``--plan`` plans anew what was measured, ``--draw`` makes pictures and tables of what
 was planned; ``--quick`` tries everything with tiny models. Run nothing else on the machine
 meanwhile.
 """

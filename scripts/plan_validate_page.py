@@ -1,4 +1,4 @@
-"""How far the planner is from measurements: tables and a picture, from docs/results/plan-validate."""
+"""How far the planner is from measurements: tables and a picture, from files of results."""
 
 import dataclasses
 import itertools
