@@ -33,6 +33,8 @@ _BESIDE_BYTES = 1 << 20
 _BESIDE_PRODUCT = 128, 512, 512
 _LONGER, _SHORTER = 1.5, 0.6
 """Compute beside a sum, in times of the sum: to hide it all, and to leave some of it over."""
+_CLEAR, _MOST_LOST = 0.2, 0.75
+"""A way that is shorter, as a share of the sum, is none; and what may be lost beside each other."""
 
 
 class SumTime(NamedTuple):
@@ -84,19 +86,20 @@ class Slowdowns(NamedTuple):
 
 
 def slowdowns(times: BesideTimes) -> Slowdowns:
-    """Of compute, by what outlasts the sum; of the sum, by what it outlasts.
+    """How much compute and a sum slow each other down, as ``krakenlm.plan.schedule`` plays it.
 
-    A sum that is mostly compute itself cannot be slowed down on its way.
+    Beside one another compute goes on at a rate u and the sum at v. Compute that outlasts the sum,
+    of W on its way, takes W (1 - u) / v longer than alone; and a sum that outlasts compute of C
+    takes C (1 - v) / u longer.
     """
     begin, wait, wire = times.sum.begin, times.sum.wait, times.sum.wire
-    # Beside the sum compute goes on at 1 / s as long as the sum is on its way.
-    extra = times.long_beside - begin - wait - times.long
-    compute = 1.0 if wire <= 0.0 else min(max(1.0 + extra / wire, 1.0), 4.0)
-    left = times.short_beside - begin - wait
-    done_beside = wire - (left - times.short * compute)
-    slowed = times.short * compute
-    is_clear = wire > _SHORTER * times.sum.whole * 0.5 and 0.0 < done_beside < slowed
-    return Slowdowns(compute, min(slowed / done_beside, 4.0) if is_clear else 1.0)
+    if wire < _CLEAR * times.sum.whole:  # all of it is compute, and nothing is under way meanwhile
+        return Slowdowns(1.0, 1.0)
+    a = (times.long_beside - begin - wait - times.long) / wire
+    b = (times.short_beside - begin - wait - wire) / times.short
+    a, b = (min(max(share, 0.0), _MOST_LOST) for share in (a, b))
+    u, v = (1.0 - a) / (1.0 - a * b), (1.0 - b) / (1.0 - a * b)
+    return Slowdowns(1.0 / u, 1.0 / v)
 
 
 class _Message(NamedTuple):

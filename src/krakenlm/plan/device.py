@@ -209,8 +209,11 @@ class OperatorCosts:
     def _corrected(
         self, name: OperatorName, place: Sequence[float], formula: float, *, aligned: bool = True
     ) -> Estimate:
-        table = self._table(name, aligned=aligned) or self._table(name, aligned=not aligned)
-        return table.correct(_coordinates(name, place), formula)
+        place, table = coordinates(name, place), self._table(name, aligned=aligned)
+        # An odd edge of something large is not what odd widths were measured for.
+        if not table or not (aligned or table.is_near(place)):
+            table = self._table(name, aligned=not aligned) or table
+        return table.correct(place, formula)
 
     def _moved(self, nbytes: float) -> float:
         return nbytes / self._rate + self._kernel
@@ -268,7 +271,7 @@ class OperatorCosts:
                 and (table.operator, table.aligned, table.resident) == key
             ]
             self._tables[key] = Nearest(
-                [[(_coordinates(name, at), ratio) for at, ratio in points] for points in measured]
+                [[(coordinates(name, at), ratio) for at, ratio in points] for points in measured]
             )
         return self._tables[key]
 
@@ -285,7 +288,7 @@ class OperatorCosts:
         return lambda at: self._moved(at[0])
 
 
-def _coordinates(name: OperatorName, place: Sequence[float]) -> Sequence[float]:
+def coordinates(name: OperatorName, place: Sequence[float]) -> Sequence[float]:
     """Where an operator lies among those measured: keys count in multiples of the queries."""
     if name != "attention":
         return place

@@ -74,6 +74,10 @@ class Nearest:
             return Estimate(formula, from_table=False)
         return min(self._corrections, key=lambda c: c.distance(place)).correct(place, formula)
 
+    def is_near(self, place: Sequence[float]) -> bool:
+        """Whether something was measured within a factor of 2."""
+        return any(c.distance(place) <= NEAR for c in self._corrections)
+
     def reaches(self, axis: int, coordinate: float) -> bool:
         """Whether something was measured at so much of one coordinate, or more of it."""
         return any(coordinate <= most[axis] for most in self._most)
