@@ -24,6 +24,7 @@ import latency_page  # noqa: E402
 import markers  # noqa: E402
 import parity_long_page  # noqa: E402
 import parity_page  # noqa: E402
+import plan_validate_page  # noqa: E402
 import publish_demo  # noqa: E402
 import publish_serving  # noqa: E402
 import publish_training  # noqa: E402
@@ -115,6 +116,7 @@ MEASURED = {  # what made the numbers of a page, and how to draw them again
     parity_long_page: "scripts/parity_long.py --draw",
     choose: "scripts/choose.py",
     adapt_page: "scripts/publish_adapt.py --draw",
+    plan_validate_page: "scripts/plan_validate.py --draw",
     publish_training: "scripts/publish_training.py --draw",
     publish_serving: "scripts/publish_serving.py --draw",
 }

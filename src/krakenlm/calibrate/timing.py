@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 
@@ -54,6 +55,12 @@ def _seconds_of(call: Call, count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+@cache
+def _memory_of_graphs() -> Any:
+    """One for all: nobody reads what they write, and they run one at a time."""
+    return torch.cuda.graph_pool_handle()
+
+
 class _GraphSample:
     """A graph of several calls: nothing is launched between them."""
 
@@ -68,7 +75,7 @@ class _GraphSample:
                 call()
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=_memory_of_graphs()):
             for _ in range(self._count):
                 call()
         self._start, self._end = (
