@@ -28,7 +28,7 @@ from krakenlm.transport.links import Link
 
 USUAL_SECONDS = 150.0
 LEAST_SECONDS = 10.0
-_OPERATORS, _SUMS = 0.5, 0.2
+_OPERATORS, _SUMS, _NEARLY_ALL = 0.5, 0.2, 0.97
 """Of the time, the shares of these; passes get the rest."""
 _ROUNDS = 8
 """Of the largest shapes there are to be as many."""
@@ -167,6 +167,8 @@ def _measure_on_rank(rank: Rank, options: Options) -> None:
             found = _operators(rank, dtype, extent, machine, found, budget, until)
         if rank.size > 1:
             until = max(until, budget.elapsed()) + _SUMS * budget.seconds
+            if options.link_alone:
+                until = _NEARLY_ALL * budget.seconds
             sums, beside, transport = time_sums(
                 rank, dtype, options.transport, extent.messages, budget, until=until
             )
@@ -218,7 +220,9 @@ def _passes(
 ) -> Measurements:
     models = [contender(probe, rank.size, extent.vocabulary_size) for probe in extent.probes]
     tokens: Sequence[int] = [probe.tokens for probe in extent.probes]
-    times = time_passes(rank, models, tokens, dtype, transport, budget, until=0.97 * budget.seconds)
+    times = time_passes(
+        rank, models, tokens, dtype, transport, budget, until=_NEARLY_ALL * budget.seconds
+    )
     return dataclasses.replace(
         found,
         probes=tuple(zip(extent.probes, times, strict=True)),

@@ -134,12 +134,13 @@ def time_sums(
     mine: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     share = (until - budget.elapsed()) / (len(groups) * len(sizes) + 2)
     for ranks, collective in groups.items():
-        for nbytes in sizes:
+        for number, nbytes in enumerate(sizes):
             deadline = budget.elapsed() + share
             message = _message(rank, dtype, collective, nbytes, ranks)
             once = _once(rank, message)
             mine[nbytes, ranks] = _rounds(rank, message, once, budget, deadline)
-            if 4 * once > share / _SUMS_A_SIZE:  # what is larger would take too long
+            # What is larger may take too long, but a line needs two points.
+            if number and 4 * once > share / _SUMS_A_SIZE:
                 break
     times = [_median(rank, *key, samples) for key, samples in mine.items()]
     largest = max((t for t in times if t.ranks == rank.size), key=_near(_BESIDE_BYTES))
