@@ -56,6 +56,7 @@ OUTPUT_LEN = 16
 ROUNDS, WARM_UP = 5, 1
 LINK_SECONDS = 40.0
 LATENCY_US = 50.0
+_CONTEXT = 2048  # that the longest prompt fits into with its answer
 
 HOST = "one host"
 SHAPES = {
@@ -127,6 +128,7 @@ def config_of(shape: Shape) -> ModelConfig:
         num_hidden_layers=shape.layers,
         heads_per_sublayer=max(shape.hidden // 64, RANKS),
         vocab_size=shape.vocabulary,
+        max_position_embeddings=_CONTEXT,
     )
 
 
@@ -220,18 +222,9 @@ class Validation:
 
     def _measure(self, case: Case) -> None:
         profiles = self.profiles(case.link)
-        models = contenders(config_of(_shape(case)))
+        models = contenders(config_of(shape_of(case)))
         with places_of(case.link) as places:
-            timed = Timed(
-                devices=RANKS,
-                input_len=case.tokens,
-                output_len=OUTPUT_LEN,
-                iterations=ROUNDS,
-                warm_up=WARM_UP,
-                link=link_of(case.link),
-                sums_alone=False,
-                places=places,
-            )
+            timed = dataclasses.replace(setup_of(case), places=places)
             measured = measure_latency(models, timed, title=str(case))
         assert measured is not None
         result = CaseResult(
@@ -254,8 +247,22 @@ class Validation:
         return self._folder / case.file_name
 
 
-def _shape(case: Case) -> Shape:
+def shape_of(case: Case) -> Shape:
+    """The shape that a case names."""
     return TINY if case.shape == "tiny" else SHAPES[case.shape]
+
+
+def setup_of(case: Case) -> Timed:
+    """How it is measured."""
+    return Timed(
+        devices=RANKS,
+        input_len=case.tokens,
+        output_len=OUTPUT_LEN,
+        iterations=ROUNDS,
+        warm_up=WARM_UP,
+        link=link_of(case.link),
+        sums_alone=False,
+    )
 
 
 def _read(path: Path) -> tuple[DeviceProfile, LinkProfile]:
@@ -271,7 +278,7 @@ def planned(
     """What the planner says of each model of a case."""
     setup = Setup(device=device, link=link, dtype=dtype, output_len=OUTPUT_LEN)
     found = []
-    for model in contenders(config_of(_shape(case))):
+    for model in contenders(config_of(shape_of(case))):
         passes = plan(model, RANKS, case.tokens, setup)
         assert passes.decode is not None
         found.append(

@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import plan_validate  # noqa: E402
 import plan_validate_page as page  # noqa: E402
+from krakenlm.bench.latency import check  # noqa: E402
 from krakenlm.bench.results import LatencyReport, ModelLatency  # noqa: E402
 from krakenlm.calibrate.points import CPU  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
@@ -100,8 +101,10 @@ def test_cases_are_not_those_of_the_calibration_and_cover_what_was_asked_for():
     assert {case.tokens for case in cases} >= {128, 1024}
     links = {case.link for case in cases}
     assert links == {plan_validate.HOST, *plan_validate.EMULATED, *plan_validate.REAL}
-    models = plan_validate.contenders(plan_validate.config_of(plan_validate.SHAPES["124M"]))
-    assert {model.config.wiring for model in models} == set(WIRINGS)
+    for case in [*cases, *plan_validate.QUICK_CASES]:
+        models = plan_validate.contenders(plan_validate.config_of(plan_validate.shape_of(case)))
+        check(models, plan_validate.setup_of(case))
+        assert {model.config.wiring for model in models} == set(WIRINGS)
 
 
 def test_links_are_what_their_names_say():
