@@ -297,6 +297,26 @@ def test_an_emulated_link_takes_its_time_and_its_carriers_compute():
     assert cost.held_back
 
 
+def test_a_pass_takes_what_its_profile_says_of_passes():
+    costs, sums = truth().costs("bfloat16"), linked().sums(None, on_cpu=True)
+    move = Operator("other", "move", (), 0, 650_000)
+    program = Program((Work((move, move)),), 0)
+    shard = split(model_config("124M"), 2)[0]
+    timed = Timer(costs, sums, Beside(1.5, 4e-6, 1e-4)).steps(shard, program, {0: 0})
+    seconds = 2 * (1.5 * 52.5e-6 + 4e-6)
+    assert [step.seconds for step in timed.steps] == pytest.approx([1e-4, seconds])
+    assert timed.parts == {"other": pytest.approx(1e-4 + seconds)}
+    # Without such numbers a host that launches too slowly is waited for.
+    waiting = Timer(costs, sums, Beside(launch=1e-3)).steps(shard, program, {0: 0})
+    assert [step.seconds for step in waiting.steps] == [pytest.approx(2e-3)]
+
+
+def test_the_load_of_a_pass_leaves_messages_out():
+    operators = [Operator(part, "move", (), 0, 650_000) for part in ("other", "message")]
+    load = load_of(Program((Work(tuple(operators)),), 0), truth(), "bfloat16")
+    assert load == (pytest.approx(52.5e-6), 1)
+
+
 def steps_of(link: LinkProfile, copy_bytes: int) -> list:
     items = (
         Work((Operator("message", "move", (), 0, copy_bytes),)),

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -120,6 +121,21 @@ def test_operators_are_those_of_the_rank_with_their_shapes():
     flops = [op.flops for op in operators if op.kind == "gemm"]
     assert flops[0] == 2 * 5 * 16 * 48
     assert [op.shape for op in operators if op.kind == "norm"] == [(5, 16), (1, 16), (1, 16)]
+
+
+def test_what_takes_its_own_time_is_told_from_what_moves_bytes():
+    def kinds(**changes):
+        config = config_of({"wiring": "standard", **changes}, num_hidden_layers=2)
+        works = trace(split(config, 2)[0], Pass(1, 5), torch.float32).items
+        operators = [op for item in works if isinstance(item, Work) for op in item.operators]
+        return Counter(op.kind for op in operators), Counter(op.part for op in operators)
+
+    gpt, parts = kinds()
+    # Keys and values of both layers go into the cache; the last query attends by itself.
+    assert (gpt["gelu"], gpt["copy"], gpt["softmax"], gpt["norm"]) == (2, 4, 1, 5)
+    assert parts["message"] == 4 and "rms_norm" not in gpt
+    llama, _ = kinds(norm="rmsnorm", activation="swiglu", bias=False)
+    assert llama["rms_norm"] == 5 and not llama["norm"] and not llama["gelu"]
 
 
 def test_fused_attention_is_one_operator_that_leaves_out_what_is_masked():
