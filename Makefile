@@ -28,7 +28,7 @@ CASES       := 1200
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity smollm2 adapt-gpu gpu test test-slow test-reliability test-newest test-oldest test-vllm vllm-env lock check format docs clean
+.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability test-newest test-oldest test-vllm vllm-env lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench: $(VENV)/.installed  ## measure what docs/latency.md shows, about 40 minut
 parity: $(VENV)/.installed  ## train every architecture over a grid of learning rates and seeds, six hours on two cores (TEXT=FILE...)
 	@test -n "$(TEXT)" || { echo "make parity needs a text to learn from: TEXT=openwebtext.jsonl.gz, or what krakenlm prepare --text reads"; exit 2; }
 	$(BIN)/python scripts/parity.py --text $(TEXT) $(PARITY)
+
+plan-validate: $(VENV)/.installed  ## calibrate this machine and compare the planner with measurements, on a quiet one
+	$(BIN)/python scripts/plan_validate.py
 
 smollm2: $(VENV)/.installed-gguf  ## fetch SmolLM2-135M (98 MB), convert it, ask it a question on three processes
 	$(BIN)/python scripts/smollm2.py $(if $(PROMPT),--prompt "$(PROMPT)")

@@ -3,11 +3,11 @@
     python scripts/gpu.py --out FOLDER [--minutes 9] [--text TEXT...] [STEP...]
     python scripts/gpu.py --out FOLDER --rehearsal
 
-In this order: the tests for GPUs; ``krakenlm calibrate``; the paper's grid on one GPU that stands
-for several; training steps of Kraken, of the same as a loop, and of the wirings that share the
-standard model's weights; and with the time that is left, models of 25M parameters trained at one
-length after another. Each step has a limit of its own, and FOLDER has at most eight files, which
-say what was found up to where the time ended. The same command goes on where it was cut short.
+In this order: the tests for GPUs; ``krakenlm calibrate``; training steps of Kraken, of the same as
+a loop, and of the wirings that share the standard model's weights; and with the time that is left,
+models of 25M parameters trained at one length after another. Each step has a limit of its own, and
+FOLDER has at most eight files, which say what was found up to where the time ended. The same
+command goes on where it was cut short.
 
 It needs PyTorch, Transformers, accelerate, Typer, matplotlib and pytest, and no network.
 ``--rehearsal`` runs the same steps with tiny sizes on a CPU. Without ``--text`` nothing is trained.
@@ -25,7 +25,7 @@ import parity_page
 import recording
 from gpu_session import Session, Step
 
-STEPS = ("tests", "calibrate", "paper-grid", "training", "parity")
+STEPS = ("tests", "calibrate", "training", "parity")
 _SCRIPTS = recording.ROOT / "scripts"
 
 
@@ -35,7 +35,6 @@ class Sizes:
 
     Attributes:
         calibrate: options of ``krakenlm calibrate``.
-        grid: of ``krakenlm bench paper-grid``.
         training: of ``scripts/training_speed.py``.
         parity: of ``scripts/parity.py``.
         changes: to the recipe of its models.
@@ -44,7 +43,6 @@ class Sizes:
     """
 
     calibrate: tuple[str, ...]
-    grid: tuple[str, ...]
     training: tuple[str, ...]
     parity: tuple[str, ...]
     changes: tuple[str, ...]
@@ -54,7 +52,6 @@ class Sizes:
 
 REAL = Sizes(
     calibrate=("--dtype", "bfloat16"),
-    grid=(),
     training=("--device", "cuda", "--batch-size", "8", "--tokens", "1024", "--rounds", "9"),
     parity=("--models", "shared 4-way", "kraken 4-way published", "--processes", "3"),
     changes=(),
@@ -62,8 +59,7 @@ REAL = Sizes(
     lengths=(500, 2000, 5000),
 )
 REHEARSAL = Sizes(
-    calibrate=("--time", "2"),
-    grid=("--scale", "tiny"),
+    calibrate=("--devices", "1", "--device", "cpu", "--dtype", "float32", "--time", "10"),
     training=("--layers", "1", "--tokens", "8", "--rounds", "1", "--dtype", "float32"),
     parity=("--models", "shared 4-way", "--processes", "1"),
     changes=(
@@ -97,11 +93,10 @@ def run(session: Session, options: argparse.Namespace, sizes: Sizes) -> None:
 
 
 def _steps(work: Path, sizes: Sizes) -> list[Step]:
-    machine, grid, speed = work / "machine.toml", work / "paper-grid", work / "training-speed.json"
+    machine, speed = work / "machine.toml", work / "training-speed.json"
     report = work / "tests.xml"
     script = [sys.executable, str(_SCRIPTS / "training_speed.py"), "--measure-only"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
-    profile = ["--profile", str(machine)]
     return [
         Step("tests", [*pytest, f"--junitxml={report}"], 150, keep={"tests.xml": report}),
         Step(
@@ -111,15 +106,9 @@ def _steps(work: Path, sizes: Sizes) -> list[Step]:
             keep={"machine.toml": machine},
         ),
         Step(
-            "paper-grid",
-            [*recording.KRAKENLM, "bench", "paper-grid", str(grid), *profile, *sizes.grid],
-            170,
-            keep={"paper-grid.json": grid / "paper-grid.json"},
-        ),
-        Step(
             "training",
             [*script, *sizes.training, "--output-json", str(speed)],
-            60,
+            120,
             keep={"training-speed.json": speed},
         ),
     ]
@@ -145,9 +134,13 @@ def _train(session: Session, work: Path, sizes: Sizes) -> None:
 
 def _parity(work: Path, sizes: Sizes, steps: int, least: float) -> Step:
     results = work / f"parity-{steps}"
+    runs = results / "work"  # of its own: a run of another length would be in the way
+    runs.mkdir(parents=True, exist_ok=True)
+    if not (runs / "data").exists():
+        (runs / "data").symlink_to((work / "parity" / "data").resolve())
     command = [sys.executable, str(_SCRIPTS / "parity.py"), "--measure-only"]
     command += ["--recipe", str(recording.ROOT / "recipes" / "parity-gpu.toml")]
-    command += ["--tokenizer", f"train:{sizes.vocabulary}", "--work", str(work / "parity")]
+    command += ["--tokenizer", f"train:{sizes.vocabulary}", "--work", str(runs)]
     command += ["--learning-rates", "1e-3", "--seeds", "0", "--results", str(results)]
     lengths = [f"training.steps={steps}", f"training.warmup_steps={steps // 20}"]
     command += [*sizes.parity, "--set", *sizes.changes, *lengths]
