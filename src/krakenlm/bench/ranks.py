@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from krakenlm.model.reduce import Pending, Reducer
+from krakenlm.ranks.agreement import told_by_all
 from krakenlm.ranks.devices import DTYPES, has_bfloat16
 from krakenlm.ranks.launch import Rank
 from krakenlm.transport.collective import Collective
@@ -50,10 +51,7 @@ def slowest(rank: Rank, *seconds: float) -> list[float]:
 
 def gathered(rank: Rank, value: _T) -> list[_T]:
     """Every rank's value, in rank order, on every rank."""
-    values: list[_T] = [value] * rank.size
-    if rank.size > 1:
-        dist.all_gather_object(values, value)
-    return values
+    return told_by_all(value) if rank.size > 1 else [value]
 
 
 def middle_of(rank: Rank, seconds: list[float]) -> int:

@@ -101,9 +101,9 @@ class RankModel:
         options = options or EngineOptions()
         shard = place(config or read_config(directory), rank, dtype, options)
         rank.activity("reading the weights")
-        if rank.size > 1 and under_torchrun():  # else all read the same folder
-            require_same(f"the model in {directory}", fingerprint(directory), _SAME_MODEL)
         with trying(*_READING):
+            if rank.size > 1 and under_torchrun():  # else all read the same folder
+                require_same(f"the model in {directory}", fingerprint(directory), _SAME_MODEL)
             state = read_shard(directory, shard, dtype)
         head_VD = state.pop("lm_head.weight", None)
         if head_VD is None:

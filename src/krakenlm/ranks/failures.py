@@ -10,6 +10,11 @@ from typing import Literal, NamedTuple
 from krakenlm.errors import KrakenError, RankFailedError, described
 
 REPORT = "if it comes again, report it with the command and what --debug shows"
+CONNECTING = (
+    "connecting to the other ranks",
+    "check that a network interface is up (`ip addr`) and that no firewall stands between them",
+)
+"""For ``trying``."""
 BEAT_SECONDS = 1.0
 """From one sign of life of a rank to the next."""
 TIMEOUT_SECONDS = 15.0
@@ -91,6 +96,11 @@ def failure_of(error: BaseException, index: int | None = None) -> Failure:
     return Failure(described(error, who), "not ours", time.monotonic(), trace)
 
 
+def while_doing(doing: str) -> str:
+    """The end of "rank 1 was killed"; empty where nothing is known."""
+    return f" while {doing}" if doing else ""
+
+
 def vanished(name: str, code: int, doing: str = "") -> str:
     """What to say of a process that ended without a word.
 
@@ -99,7 +109,7 @@ def vanished(name: str, code: int, doing: str = "") -> str:
         code: it ended with; below zero, the signal that killed it.
         doing: what it was doing, where that is known.
     """
-    then = f" while {doing}" if doing else ""
+    then = while_doing(doing)
     if code == -signal.SIGKILL:
         return f"{name} was killed by signal {-code}{then}: the machine may be short of memory"
     if code < 0:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -27,7 +27,15 @@ from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
 from krakenlm.ranks.cores import share_cores
 from krakenlm.ranks.devices import DeviceType
-from krakenlm.ranks.failures import REPORT, TIMEOUT_SECONDS, Failure, Note, failure_of, once
+from krakenlm.ranks.failures import (
+    CONNECTING,
+    REPORT,
+    TIMEOUT_SECONDS,
+    Failure,
+    Note,
+    failure_of,
+    once,
+)
 from krakenlm.ranks.life import Loss, OnLoss, living
 from krakenlm.ranks.namespaces import Namespace
 from krakenlm.ranks.network import check_interface
@@ -38,12 +46,6 @@ OnMessage = Callable[[Any], None]
 
 # A rank that waits longer than this for another one gives up.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-
-CONNECTING = (
-    "connecting to the other ranks",
-    "check that a network interface is up (`ip addr`) and that no firewall stands between them",
-)
-"""For ``trying``."""
 
 
 @dataclass(frozen=True)
@@ -268,21 +270,12 @@ def _process_group(
             timeout=_COLLECTIVE_TIMEOUT,
         )
     try:
-        with _living(rank, timeout, on_loss):
+        with living(rank.index, rank.size, rank.activity, timeout, on_loss):
+            rank.activity("doing its part")
             yield
             dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _living(rank: Rank, timeout: float, on_loss: OnLoss) -> Iterator[None]:
-    with ExitStack() as stack:
-        with trying(*CONNECTING):
-            signs = living(rank.index, rank.size, rank.activity, timeout, on_loss)
-            stack.enter_context(signs)
-        rank.activity("doing its part")
-        yield
 
 
 def _device(device_type: DeviceType, local_index: int, local_size: int) -> torch.device:

@@ -10,20 +10,21 @@ stopped as a whole and goes on, has not lost anybody.
 """
 
 import os
-import platform
 import selectors
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 from torch import distributed as dist
 
+from krakenlm.errors import trying
 from krakenlm.ranks.activity import ACTIVITY_BYTES, Activity, has_been_stopped
-from krakenlm.ranks.failures import BEAT_SECONDS
+from krakenlm.ranks.agreement import boot, own_namespace, told_by_all
+from krakenlm.ranks.failures import BEAT_SECONDS, CONNECTING, while_doing
 from krakenlm.ranks.mesh import connected
 
 _GOODBYE = 255  # in place of a length
@@ -95,7 +96,7 @@ class Peer:
 
     def described(self, what: str) -> str:
         """What to say of its loss."""
-        return f"rank {self.rank} {what}" + (f" while {self.doing}" if self.doing else "")
+        return f"rank {self.rank} {what}{while_doing(self.doing)}"
 
 
 class Life:
@@ -188,17 +189,17 @@ def living(
         yield
         return
 
-    def gather(card: bytes) -> list[bytes]:
-        cards: list[bytes] = [b""] * size
-        dist.all_gather_object(cards, card, group=group)
-        return cards
-
-    places = [each.decode() for each in gather(f"{_machine()} {os.getpid()}".encode())]
-    peers = []
-    for rank, connection in enumerate(connected(index, size, gather, _CONNECTING_SECONDS)):
-        if connection is not None:
-            machine, _, process = places[rank].rpartition(" ")
-            peers.append(Peer(rank, connection, int(process) if machine == _machine() else 0))
+    with trying(*CONNECTING):
+        gather = partial(told_by_all, group=group)
+        here = f"{boot()} {own_namespace('pid')}"  # where numbers of processes mean the same
+        places = told_by_all((here, os.getpid()), group)
+        peers = [
+            Peer(rank, connection, place[1] if place[0] == here else 0)
+            for rank, (connection, place) in enumerate(
+                zip(connected(index, size, gather, _CONNECTING_SECONDS), places, strict=True)
+            )
+            if connection is not None
+        ]
     life = Life(peers, activity, timeout, on_loss)
     goodbye = False
     try:
@@ -209,15 +210,6 @@ def living(
         raise
     finally:
         life.end(goodbye=goodbye)
-
-
-def _machine() -> str:
-    """The same for processes that can see each other's numbers."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    identity = boot.read_text().strip() if boot.is_file() else platform.node()
-    with suppress(OSError):
-        identity += f" {Path('/proc/self/ns/pid').readlink()}"
-    return identity
 
 
 def _kill_if_stopped(peer: Peer) -> None:

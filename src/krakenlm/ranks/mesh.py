@@ -56,6 +56,8 @@ def connected(index: int, size: int, gather: Gather, seconds: float) -> list[soc
                 place = (cards[rank].address, cards[rank].port)
                 connections[rank] = connection = socket.create_connection(place, seconds)
                 connection.sendall(secret + _RANK.pack(index))
+                # Python's own timeout would wait before every call, MSG_DONTWAIT or not.
+                connection.settimeout(None)
             reception = _Reception(server, secret, range(index + 1, size))
             for rank, connection in reception.greeted(seconds):
                 connections[rank] = connection

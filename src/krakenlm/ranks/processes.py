@@ -17,7 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from krakenlm.console import print_note
-from krakenlm.ranks.failures import Failure, Note, once, vanished
+from krakenlm.ranks.failures import Failure, Note, once, vanished, while_doing
 from krakenlm.ranks.forking import SECONDS_TO_END, Body, End, Stopped, held_back, start_ranks
 
 _NAME = "krakenlm rank"
@@ -157,10 +157,10 @@ class _Listener:
 
 
 def _stopped(rank: Stopped) -> str:
-    then = f" while {rank.doing}" if rank.doing else ""
     return (
-        f"{_NAME} {rank.rank} has been stopped by a signal for {rank.seconds:.0f} s{then}: a "
-        "stopped rank holds up all others; --timeout sets how long they wait"
+        f"{_NAME} {rank.rank} has been stopped by a signal for {rank.seconds:.0f} s"
+        f"{while_doing(rank.doing)}: a stopped rank holds up all others; --timeout sets how long "
+        "they wait"
     )
 
 

@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from torch import distributed as dist
-
 from krakenlm.ranks.activity import Activity
+from krakenlm.ranks.agreement import boot, own_namespace, told_by_all
 from krakenlm.ranks.life import Loss, living
 from krakenlm.ranks.network import own_address
 from krakenlm.transport.collective import Group
@@ -51,7 +50,7 @@ def give_signs_of_life(group: Group, timeout: float, log: Callable[[str], None])
 
 def _can_meet(group: Group) -> bool:
     """Whether the addresses that workers would give each other lead to them."""
-    places: list[tuple[str, str]] = [("", "")] * group.size
-    dist.all_gather_object(places, (os.uname().nodename, own_address()), group=group.handle)
-    one_machine = len({machine for machine, _ in places}) == 1
-    return one_machine or not any(a.startswith("127.") or a == "::1" for _, a in places)
+    network = f"{boot()} {own_namespace('net')}"
+    places = told_by_all((network, own_address()), group.handle)
+    one_network = len({each for each, _ in places}) == 1
+    return one_network or not any(a.startswith("127.") or a == "::1" for _, a in places)

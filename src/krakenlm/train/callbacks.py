@@ -147,10 +147,6 @@ class Termination(Callback):
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put down which step this is."""
-        self._ranks.activity(f"training, in step {state.global_step + 1}")
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have Trainer save and stop, if any process was asked to."""
         if self._ranks.any(self._asked):

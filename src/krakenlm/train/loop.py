@@ -107,6 +107,7 @@ class LoopTrainer(OpenTrainer):
 
         That is without waiting for the device.
         """
+        self._ranks.activity(f"training, in step {self.state.global_step + 1}")
         self._compute_with(self._degrees.at(self.state.global_step))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         first = self._first_bad.to(loss.device)

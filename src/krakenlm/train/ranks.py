@@ -17,8 +17,8 @@ from torch import distributed
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
-from krakenlm.ranks.failures import TIMEOUT_SECONDS
-from krakenlm.ranks.launch import CONNECTING, end_on_loss
+from krakenlm.ranks.failures import CONNECTING, TIMEOUT_SECONDS
+from krakenlm.ranks.launch import end_on_loss
 from krakenlm.ranks.life import living
 
 _T = TypeVar("_T")
@@ -103,8 +103,7 @@ def joined(use_cpu: bool, timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
         state = PartialState(cpu=use_cpu, backend=None if use_cpu else _GPU_BACKENDS)
     ranks = Ranks(state.process_index, state.num_processes)
     with living(ranks.index, ranks.count, ranks.activity, timeout, end_on_loss):
-        if ranks.count > 1:
-            require_same_version()
+        require_same_version()
         yield ranks
         ranks.wait()  # nobody leaves while another still listens
     # Not after an error: the others may be in the middle of a sum, and end with this process.

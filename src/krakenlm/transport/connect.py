@@ -5,11 +5,9 @@ none, through sockets; GPUs through NCCL, or small messages on request through s
 ``krakenlm bench allreduce`` measures the choices on a machine.
 """
 
-import platform
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -20,7 +18,9 @@ from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
 from krakenlm.model.reduce import Pending
 from krakenlm.model.shard import Shard
-from krakenlm.ranks.launch import CONNECTING, Rank
+from krakenlm.ranks.agreement import boot, own_namespace
+from krakenlm.ranks.failures import CONNECTING
+from krakenlm.ranks.launch import Rank
 from krakenlm.transport.collective import (
     Collective,
     Group,
@@ -269,17 +269,5 @@ def _sub_groups(shard: Shard) -> tuple[Group, Group]:
 
 def _same_host(group: Group, device: torch.device) -> bool:
     """Whether all ranks see the same memory, processes and network interfaces."""
-    identity = f"{socket.gethostname()} {_boot()} {_namespace('net')} {_namespace('pid')}"
+    identity = f"{socket.gethostname()} {boot()} {own_namespace('net')} {own_namespace('pid')}"
     return len(set(gather_texts(group, identity, device))) == 1
-
-
-def _boot() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.is_file() else platform.node()
-
-
-def _namespace(kind: str) -> str:
-    try:
-        return str(Path(f"/proc/self/ns/{kind}").readlink())
-    except OSError:
-        return ""

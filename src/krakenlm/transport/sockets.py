@@ -18,12 +18,14 @@ import struct
 import threading
 import time
 from collections import deque
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from krakenlm.ranks.agreement import told_by_all
 from krakenlm.ranks.mesh import connected
-from krakenlm.transport.collective import Group, ProcessGroupReducer, sum_branches
+from krakenlm.transport.collective import Group, sum_branches
 
 _TIMEOUT_SECONDS = 600.0
 _SPIN_SECONDS = 0.002
@@ -161,11 +163,7 @@ def _bytes_of(x: Tensor) -> memoryview:
 
 def _connect(group: Group) -> list[_Peer | None]:
     """A connection to every other rank of the group; None stands in this rank's own place."""
-
-    def gather(card: bytes) -> list[bytes]:
-        cards_R = ProcessGroupReducer(group).gather(torch.tensor(list(card), dtype=torch.uint8))
-        return [bytes(each.tolist()) for each in cards_R]
-
+    gather = partial(told_by_all, group=group.handle)
     connections = connected(group.index, group.size, gather, _TIMEOUT_SECONDS)
     return [
         None if connection is None else _Peer(_prepared(connection), rank)
@@ -174,8 +172,6 @@ def _connect(group: Group) -> list[_Peer | None]:
 
 
 def _prepared(connection: socket.socket) -> socket.socket:
-    # A timeout of Python's own would wait before every call, MSG_DONTWAIT or not.
-    connection.settimeout(None)
     timeout = struct.pack("ll", int(_TIMEOUT_SECONDS), 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
