@@ -127,20 +127,28 @@ def _train(session: Session, work: Path, sizes: Sizes) -> None:
         least = 1.0
         if before is not None:
             least = session.seconds_of(before.name) * steps / sizes.lengths[at - 1]
+        _lend_tokens(work, _runs(work, steps))
         step = _parity(work, sizes, steps, least)
         session.run(step)
         before = step
 
 
-def _parity(work: Path, sizes: Sizes, steps: int, least: float) -> Step:
-    results = work / f"parity-{steps}"
-    runs = results / "work"  # of its own: a run of another length would be in the way
+def _runs(work: Path, steps: int) -> Path:
+    """Of one length: in one folder a run of another length would be in the way."""
+    return work / f"parity-{steps}" / "work"
+
+
+def _lend_tokens(work: Path, runs: Path) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     if not (runs / "data").exists():
         (runs / "data").symlink_to((work / "parity" / "data").resolve())
+
+
+def _parity(work: Path, sizes: Sizes, steps: int, least: float) -> Step:
+    results = work / f"parity-{steps}"
     command = [sys.executable, str(_SCRIPTS / "parity.py"), "--measure-only"]
     command += ["--recipe", str(recording.ROOT / "recipes" / "parity-gpu.toml")]
-    command += ["--tokenizer", f"train:{sizes.vocabulary}", "--work", str(runs)]
+    command += ["--tokenizer", f"train:{sizes.vocabulary}", "--work", str(_runs(work, steps))]
     command += ["--learning-rates", "1e-3", "--seeds", "0", "--results", str(results)]
     lengths = [f"training.steps={steps}", f"training.warmup_steps={steps // 20}"]
     command += [*sizes.parity, "--set", *sizes.changes, *lengths]

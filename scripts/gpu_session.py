@@ -101,6 +101,7 @@ class Session:
         out.mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)
         self._kept = work / "steps.json"
+        self._where = recording.environment(gpu_state().get("name", ""))
         self._steps: dict[str, Any] = {}
         with suppress(FileNotFoundError):
             self._steps = json.loads(self._kept.read_text(encoding="utf-8"))["steps"]
@@ -174,8 +175,7 @@ class Session:
             "seconds": round(seconds, 1),
             **more,
         }
-        gpu = gpu_state().get("name", "")
-        found = {"schema_version": 1, "steps": self._steps, **recording.environment(gpu)}
+        found = {"schema_version": 1, "steps": self._steps, **self._where}
         for target in (self._kept, self._out / "steps.json"):
             write_json(target, found)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import markers
 import recording
 from krakenlm.bench.figures import WIRING_COLOURS
-from krakenlm.bench.results import LatencyReport, ModelLatency
+from krakenlm.bench.results import LatencyReport, ModelLatency, in_this_layout
 from krakenlm.config.sizes import GPT2_VOCAB_SIZE
 from krakenlm.files import whole_file
 from krakenlm.strict import read_report
@@ -102,16 +102,12 @@ class CaseResult:
             what="a validation of the planner",
             advice="run scripts/plan_validate.py again",
             again="run scripts/plan_validate.py again",
-            current=_without_what_follows,
+            current=_with_report,
         )
 
 
-def _without_what_follows(values: dict[str, Any]) -> dict[str, Any]:
-    report = dict(values["report"])
-    report["results"] = [
-        {k: v for k, v in entry.items() if k != "reduction_percent"} for entry in report["results"]
-    ]
-    return {**values, "report": report}
+def _with_report(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "report": in_this_layout(values["report"])}
 
 
 class Compared(NamedTuple):

@@ -84,16 +84,22 @@ def main() -> None:
         print(json.dumps(found))  # noqa: T201  what the test reads
 
 
-def test_ranks_sum_over_a_link_of_the_given_rate(prefix):
+def said_by(prefix: list[str], function: str) -> str:
+    """What a function of this module prints, as the user that a prefix stands for."""
+    code = f"import test_namespaces; test_namespaces.{function}()"
     ended = subprocess.run(
-        [*prefix, sys.executable, "-c", "import test_namespaces; test_namespaces.main()"],
+        [*prefix, sys.executable, "-c", code],
         capture_output=True,
         text=True,
         env=here(),
         timeout=120,
     )
     assert (ended.returncode, ended.stderr) == (0, "")  # and no library has anything to say
-    found = json.loads(ended.stdout)
+    return ended.stdout
+
+
+def test_ranks_sum_over_a_link_of_the_given_rate(prefix):
+    found = json.loads(said_by(prefix, "main"))
     assert found["of_user"] is bool(prefix or os.geteuid())
     assert sorted(interface for *_, interface in found["heard"]) == ["kr0", "kr1"]
     for transport, right, seconds, _ in found["heard"]:
@@ -133,16 +139,9 @@ def cut() -> None:
 
 def test_a_cable_that_is_pulled_ends_both_ranks(prefix):
     begun = time.monotonic()
-    ended = subprocess.run(
-        [*prefix, sys.executable, "-c", "import test_namespaces; test_namespaces.cut()"],
-        capture_output=True,
-        text=True,
-        env=here(),
-        timeout=120,
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    found = said_by(prefix, "cut")
     said = "krakenlm rank [01] has given no sign of life for 2 s while waiting: it was stopped, its"
-    assert re.match(said, ended.stdout)
+    assert re.match(said, found)
     assert time.monotonic() - begun < 60
 
 

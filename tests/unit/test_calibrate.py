@@ -3,18 +3,24 @@
 import dataclasses
 import itertools
 import math
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import plan_validate
 from krakenlm.bench.models import Contender
 from krakenlm.calibrate import run
 from krakenlm.calibrate.budget import Budget, Elapsed
 from krakenlm.calibrate.measurements import Machine, Measurements
 from krakenlm.calibrate.passes import Fitted, Load, ProbeTime, contender, fit, load_of, program_of
-from krakenlm.calibrate.points import CPU, Extent, Point, Probe
+from krakenlm.calibrate.points import CPU, Point, Probe
 from krakenlm.calibrate.profiles import device_profile, link_profile, over_link
 from krakenlm.calibrate.run import Options, calibrate
 from krakenlm.calibrate.sums import BesideTimes, SumTime, numbers_of_ranks, slowdowns
@@ -42,27 +48,7 @@ PROBES = (
     Probe("standard", 256, 2, 96),
     Probe("lagged", 512, 3, 128),
 )
-TINY = Extent(
-    few_rows=(1, 2),
-    rows=(2, 8, 32),
-    widths=(32, 128),
-    vocabulary=(256,),
-    resident_widths=(32, 128),
-    odd_widths=(33, 61),
-    heads=(1, 4),
-    queries=(8, 32),
-    spans=(1, 2),
-    head_widths=(16, 64),
-    odd_head_widths=(13,),
-    cached=(64, 128),
-    norm_rows=(1, 32),
-    norm_widths=(32, 128),
-    moved=(64, 4096),
-    working_sets=(1, 2),
-    messages=(32, 4096),
-    probes=PROBES[:2],
-    vocabulary_size=300,
-)
+TINY = dataclasses.replace(plan_validate.QUICK_EXTENT, moved=(64, 4096), probes=PROBES[:2])
 MACHINE = Machine(
     device_type="cpu", processor="a known core", ranks=2, threads=1, memory_bytes=4 << 30,
     reserved_bytes=1 << 29, multiprocessors=1, megahertz=2600.0, versions="PyTorch 2",

@@ -176,7 +176,7 @@ class LatencyReport:
             what="a latency report",
             advice="give the JSON of an earlier krakenlm bench latency, or measure again",
             again="measure again",
-            current=_in_this_layout,
+            current=in_this_layout,
         )
 
 
@@ -185,7 +185,7 @@ def link_in_words(link: str) -> str:
     return f"{link} link" if link == REAL_LINK else f"link {link}"
 
 
-def _in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
+def in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
     """Without what follows from the rest, and as one of this version where it is older.
 
     Version 1 knew the first token of one model a wiring, and speedups of medians. Up to version 2

@@ -31,9 +31,19 @@ def device_profile(measured: Measurements) -> DeviceProfile:
     bare = _without_passes(measured)
     if not measured.probes:
         return bare
-    eager, captured = _fitted(measured, bare, decodes=False), _fitted(measured, bare, decodes=True)
+    times = [time for _, time in measured.probes]
+    prompts, tokens = (_loads(measured, bare, decodes=decodes) for decodes in (False, True))
+    eager = fit(prompts, [time.silent_ttft for time in times])
+    captured = fit(tokens, [time.silent_tpot for time in times])
     is_cpu = measured.machine.device_type == "cpu"
-    launch = eager.operator if is_cpu else _launch(measured, bare)
+    # Where the host is what takes time: the least that any prompt takes.
+    launch = (
+        eager.operator
+        if is_cpu
+        else min(
+            time.silent_ttft / load.operators for time, load in zip(times, prompts, strict=True)
+        )
+    )
     said = _Says(measured)
     return dataclasses.replace(
         bare,
@@ -199,20 +209,6 @@ def _loads(measured: Measurements, bare: DeviceProfile, *, decodes: bool) -> lis
         program = program_of(model, ranks, probe.tokens, measured.dtype, decodes=decodes)
         loads.append(load_of(program, bare, measured.dtype))
     return loads
-
-
-def _fitted(measured: Measurements, bare: DeviceProfile, *, decodes: bool) -> Fitted:
-    times = [t.silent_tpot if decodes else t.silent_ttft for _, t in measured.probes]
-    return fit(_loads(measured, bare, decodes=decodes), times)
-
-
-def _launch(measured: Measurements, bare: DeviceProfile) -> float:
-    """Seconds an operator where the host is what takes time: the least that any pass takes."""
-    loads = _loads(measured, bare, decodes=False)
-    return min(
-        time.silent_ttft / load.operators
-        for load, (_, time) in zip(loads, measured.probes, strict=True)
-    )
 
 
 def _costs(said: _Says, fitted: Fitted, what: str) -> PassCosts:

@@ -11,7 +11,7 @@ Shape letters: see ``krakenlm.model``.
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -235,10 +235,14 @@ def _spend(seconds: float) -> None:
 def _median(
     rank: Rank, nbytes: int, ranks: int, samples: Sequence[tuple[float, float, float]]
 ) -> SumTime:
-    of_ranks = [found for found in gathered(rank, samples) if found]
-    slowest = zip(*([tuple(map(max, zip(*row, strict=True)))
-                     for row in zip(*of_ranks, strict=True)]), strict=True)  # fmt: skip
-    return SumTime(nbytes, ranks, *map(statistics.median, slowest))
+    return SumTime(nbytes, ranks, *_medians(rank, samples))
+
+
+def _medians(rank: Rank, rows: Sequence[tuple[float, ...]]) -> Iterator[float]:
+    """Of each column over the rounds, of which the slowest rank counts; some may have none."""
+    of_ranks = [found for found in gathered(rank, rows) if found]
+    slowest = [tuple(map(max, zip(*row, strict=True))) for row in zip(*of_ranks, strict=True)]
+    return map(statistics.median, zip(*slowest, strict=True))
 
 
 def _beside(
@@ -265,9 +269,7 @@ def _beside(
                 barrier(rank)
                 row.append(_both(rank, message, product, count))
             rows.append(tuple(row))
-    slowest = zip(*([tuple(map(max, zip(*row, strict=True)))
-                     for row in zip(*gathered(rank, rows), strict=True)]), strict=True)  # fmt: skip
-    return BesideTimes(alone, *map(statistics.median, slowest))
+    return BesideTimes(alone, *_medians(rank, rows))
 
 
 def _computed(rank: Rank, product: Callable[[], object], count: int) -> float:
