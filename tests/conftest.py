@@ -4,12 +4,13 @@ Nothing that a test does may be deprecated: pyproject.toml turns the warnings of
 into errors, this file those of processes that it starts, and what Transformers writes into its log.
 """
 
+import json
 import logging
 import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,43 @@ def _noticed(self: logging.Logger, message: object, *arguments: object, **option
 logging.Logger.warning = _noticed  # type: ignore[method-assign]
 
 
+_figures = pytest.StashKey[list[dict[str, str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--figures", type=Path, metavar="FILE", help="add what checks came to to this JSON file"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     _hear_signals()
+    config.stash[_figures] = []
     config.addinivalue_line(
         "markers", "announces(text, why): a library's log says so of calls that are its own"
     )
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
+    """Puts down what a check came to: what was tried, what was found, what was asked for."""
+    heard = request.config.stash[_figures]
+
+    def put_down(check: str, found: str, bar: str) -> None:
+        heard.append({"check": check, "found": found, "bar": bar})
+
+    return put_down
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    file, heard = (terminalreporter.config.getoption("--figures"), terminalreporter.config.stash)
+    if file is None:
+        return
+    for line in heard[_figures]:
+        terminalreporter.write_line("{check}: {found} (asked for: {bar})".format(**line))
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([*before, *heard[_figures]], indent=2) + "\n", encoding="utf-8")
 
 
 def _hear_signals() -> None:

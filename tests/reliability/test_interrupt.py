@@ -1,147 +1,21 @@
 """Ctrl-C, SIGTERM and a killed rank: every process ends, and no half of a file is left."""
 
-import contextlib
 import json
-import os
-import pty
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
 
 import tiny
-from krakenlm.data.tokenizer import load_tokenizer
-from krakenlm.integrations.hf import KrakenForCausalLM
-from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.train.run_folder import RunFolder, step_of
+from running import LONG, SECONDS_TO_END, Running
 
 pytestmark = [pytest.mark.reliability, pytest.mark.dist]
 
-# Tokens enough that an answer lasts longer than any of these tests.
-LONG = 50_000
-# From a signal to the end of the last process; nearly all of it is a margin for busy machines.
-SECONDS_TO_END = 20
 INTERRUPTED = "krakenlm: interrupted: nothing half-written was left behind"
-
-
-class Running:
-    """A command in a process group of its own, on a terminal (its stderr), stdout in a file."""
-
-    def __init__(self, folder: Path, *arguments: object) -> None:
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(exist_ok=True)
-        self._stdout = folder / "stdout"
-        master, slave = pty.openpty()
-        with self._stdout.open("wb") as stdout:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "krakenlm", *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=slave,
-                cwd=folder,
-                start_new_session=True,
-                env={
-                    **os.environ,
-                    "TMPDIR": str(self.temporary),
-                    "TERM": "xterm",
-                    "COLUMNS": "200",
-                    "OMP_NUM_THREADS": "1",
-                },
-            )
-        os.close(slave)
-        self._terminal = b""
-        self._reader = threading.Thread(target=self._read, args=(master,), daemon=True)
-        self._reader.start()
-
-    def _read(self, master: int) -> None:
-        with contextlib.suppress(OSError), os.fdopen(master, "rb", buffering=0) as terminal:
-            while data := terminal.read(4096):
-                self._terminal += data
-
-    @property
-    def terminal(self) -> str:
-        return self._terminal.decode(errors="replace")
-
-    @property
-    def out(self) -> str:
-        return self._stdout.read_text(encoding="utf-8", errors="replace")
-
-    @property
-    def messages(self) -> list[str]:
-        """Lines of the terminal without colours, cursor movements and progress."""
-        plain = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", self.terminal).replace("\r\n", "\n")
-        return [line.rpartition("\r")[2].strip() for line in plain.rstrip("\n").split("\n")]
-
-    def workers(self) -> list[psutil.Process]:
-        """Processes that compute or will: no tracker, and none that has others compute."""
-        found = []
-        for child in self.process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "spawn_main" in " ".join(child.cmdline()) and not child.children():
-                    found.append(child)
-        return found
-
-    def wait_for(self, what: Callable[[], object], seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while not what():
-            assert self.process.poll() is None, self.terminal
-            assert time.monotonic() < end, self.terminal
-            time.sleep(0.02)
-
-    def send(self, number: signal.Signals, process: psutil.Process | None = None) -> None:
-        """SIGINT to the whole group, as a terminal does on Ctrl-C; others to one process."""
-        self._descendants = self.process.children(recursive=True)
-        if number == signal.SIGINT:
-            os.killpg(self.process.pid, number)
-        else:
-            (process or self.process).send_signal(number)
-
-    def end(self) -> int:
-        """The exit code; fails where any process outlives the command."""
-        code = self.process.wait(SECONDS_TO_END)
-        _, alive = psutil.wait_procs(self._descendants, timeout=5)
-        assert alive == []
-        self._reader.join(5)
-        assert list(self.temporary.iterdir()) == []
-        assert "Traceback" not in self.terminal
-        return int(code)
-
-    def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    started: list[Running] = []
-
-    def run(*arguments: object) -> Running:
-        started.append(Running(tmp_path, *arguments))
-        return started[-1]
-
-    yield run
-    for each in started:
-        each.stop()
-
-
-@pytest.fixture(scope="session")
-def long_model(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """A model that can go on for long."""
-    folder = tmp_path_factory.mktemp("long-model") / "model"
-    torch.manual_seed(0)
-    config = tiny.model_config(max_position_embeddings=LONG + 100, initializer_range=0.3)
-    KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
-    load_tokenizer(tiny_data).save_pretrained(folder)
-    return folder
 
 
 def assert_nothing_half_written(folder: Path) -> None:

@@ -184,6 +184,22 @@ def test_a_broken_connection_is_a_loss_at_once_and_a_goodbye_is_none():
         listening.life.end(goodbye=True)
 
 
+def test_a_broken_sum_is_followed_to_who_is_gone_without_waiting_for_the_next_beat():
+    broken, later, ended, silent = (Listening(timeout=60) for _ in range(4))
+    broken.theirs.sendall(said(b"saving"))
+    broken.theirs.close()
+    threading.Timer(0.05, later.theirs.close).start()
+    ended.theirs.sendall(b"\xff")
+    ended.theirs.close()
+    assert broken.life.gone(0.0001) == life.Loss("rank 1 is gone while saving", silent=False)
+    assert later.life.gone(SECONDS) == life.Loss("rank 1 is gone", silent=False)
+    assert ended.life.gone(SECONDS) is None
+    assert silent.life.gone(0.05) is None
+    for listening in (broken, later, ended, silent):
+        assert listening.losses == []
+        listening.life.end(goodbye=True)
+
+
 def test_an_activity_is_cut_to_its_place():
     board = bytearray(2 * ACTIVITY_BYTES)
     first, second = (Activity(board, n * ACTIVITY_BYTES) for n in range(2))

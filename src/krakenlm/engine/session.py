@@ -75,7 +75,7 @@ class Session:
         """Run the prompts; logits_BV of each one's last position."""
         model = self._model
         decoder = model.decoder
-        model.rank.activity(f"running {len(self._prompts)} prompts of {self._longest} tokens")
+        model.rank.activity(f"prefilling {len(self._prompts)} x {self._longest} tokens")
         ids_BT = torch.zeros(len(self._prompts), self._longest, dtype=torch.int64)
         for row, prompt in enumerate(self._prompts):
             ids_BT[row, : len(prompt)] = torch.tensor(prompt)

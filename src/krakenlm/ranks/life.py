@@ -14,6 +14,7 @@ import selectors
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from torch import distributed as dist
 
-from krakenlm.errors import trying
+from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import ACTIVITY_BYTES, Activity, has_been_stopped
 from krakenlm.ranks.agreement import boot, own_namespace, told_by_all
 from krakenlm.ranks.failures import BEAT_SECONDS, CONNECTING, while_doing
@@ -29,6 +30,7 @@ from krakenlm.ranks.mesh import connected
 
 _GOODBYE = 255  # in place of a length
 _CONNECTING_SECONDS = 600.0
+_MOMENT_SECONDS = 0.5
 _SILENCE = "it was stopped, its machine hangs, or the network between them is cut"
 
 
@@ -133,6 +135,25 @@ class Life:
                 peer.tell(bytes([_GOODBYE]))
             peer.connection.close()
 
+    def gone(self, seconds: float) -> Loss | None:
+        """Who is gone without a goodbye, or goes within the seconds; this rank falls silent.
+
+        A broken sum comes sooner than the next beat, and the process may have been asked to end.
+        """
+        self._ended.set()
+        self._thread.join()
+        end = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            for peer in self._peers:
+                selector.register(peer.connection, selectors.EVENT_READ, peer)
+            while selector.get_map() and (left := end - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    if not key.data.hear():
+                        return _gone(key.data)
+                    if key.data.has_left:
+                        selector.unregister(key.fileobj)
+        return None
+
     def _live(self) -> None:
         with selectors.DefaultSelector() as selector:
             for peer in self._peers:
@@ -152,7 +173,7 @@ class Life:
         for key, _ in selector.select(0):
             peer = key.data
             if not peer.hear():
-                return Loss(peer.described("is gone"), silent=False)
+                return _gone(peer)
             if peer.has_left:
                 selector.unregister(peer.connection)
         for key in selector.get_map().values():
@@ -208,8 +229,19 @@ def living(
     except (SystemExit, KeyboardInterrupt):  # all ranks were asked to end
         goodbye = True
         raise
+    except KrakenError:
+        raise
+    except Exception:  # perhaps of a sum that a lost rank has broken
+        loss = life.gone(_MOMENT_SECONDS)
+        if loss is not None:
+            on_loss(loss)
+        raise
     finally:
         life.end(goodbye=goodbye)
+
+
+def _gone(peer: Peer) -> Loss:
+    return Loss(peer.described("is gone"), silent=False)
 
 
 def _kill_if_stopped(peer: Peer) -> None:
