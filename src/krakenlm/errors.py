@@ -19,6 +19,10 @@ class ConfigError(KrakenError, ValueError):
     """A configuration that cannot work: names the field, its value and what would fit."""
 
 
+class DiskFullError(KrakenError):
+    """There is no room to write something, or no more is allowed."""
+
+
 class RequestError(KrakenError, ValueError):
     """A request that cannot be answered: names what is wrong with it and what would do."""
 

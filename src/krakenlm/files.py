@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout, lock_descriptor
 
-from krakenlm.errors import KrakenError
+from krakenlm.errors import DiskFullError, KrakenError
 
 LOCK = ".lock"
 """The file in a folder by which a process holds it; nothing else of ours has that name."""
@@ -214,10 +214,11 @@ def disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _WRITE_REFUSALS.get(_errno_of(error, target) or 0)
-        if reason is None:
+        number = _errno_of(error, target) or 0
+        if number not in _WRITE_REFUSALS:
             raise
-        raise KrakenError(f"cannot write {target}: {reason}") from error
+        refusal = DiskFullError if number in _FULL else KrakenError
+        raise refusal(f"cannot write {target}: {_WRITE_REFUSALS[number]}") from error
 
 
 def _refuse_what_is_there(shown: Path, target: Path, replace: bool) -> None:
@@ -264,6 +265,7 @@ _WRITE_REFUSALS = {
 }
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 _PROBE_BYTES = 1 << 20

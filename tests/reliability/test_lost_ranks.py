@@ -99,7 +99,7 @@ def at(start, tmp_path, long_model, tiny_data) -> Callable[[str], tuple[Running,
 
 
 def said_by(running: Running) -> str:
-    (said,) = [line for line in running.messages if line.startswith("krakenlm: ")]
+    (said,) = re.findall(r"krakenlm: .*", running.terminal)
     return said
 
 

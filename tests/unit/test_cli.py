@@ -727,6 +727,25 @@ def test_train_on_a_full_disk_goes_on_when_there_is_room(cli, tmp_path, tiny_dat
         assert ("going on from checkpoint-2" in outcome.err) == bool(whole)
 
 
+@pytest.mark.parametrize(("kilobytes", "code"), [(420, 0), (300, 2)])
+def test_train_goes_on_without_the_checkpoints_that_have_no_room(
+    cli, tmp_path, tiny_data, kilobytes, code
+):
+    """There is room for one checkpoint and the finished model, or for the checkpoint alone."""
+    with small_disk(tmp_path / "disk", kilobytes) as disk:
+        settings = {"steps": 6, "save_every": 2, "on_full_disk": "go-on"}
+        outcome = cli("train", write_recipe(tmp_path, tiny_data, f"{disk}/run", **settings))
+        assert outcome.code == code
+        without = "; training goes on without this checkpoint"
+        left_out = [line for line in outcome.err.splitlines() if line.endswith(without)]
+        assert [line[:7] for line in left_out] == ["step 4:", "step 6:"]
+        assert all(f"cannot write {disk}/run: {FULL}" in line for line in left_out)
+        (kept,) = (disk / "run" / "checkpoints").iterdir()
+        assert kept.name == "checkpoint-2" and (kept / "complete").exists()
+        assert (disk / "run" / "model").exists() == (code == 0)
+        assert code == 0 or f"krakenlm: cannot write {disk}/run/model: {FULL}" in outcome.err
+
+
 def test_derive_on_a_full_disk(cli, tmp_path):
     with small_disk(tmp_path / "disk", 4) as disk:
         (disk / "filler").write_bytes(b"x" * 4096)

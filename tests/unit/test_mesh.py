@@ -170,6 +170,17 @@ def test_who_gives_signs_byte_by_byte_lives_and_hears_ours():
     assert last[-1] == 255
 
 
+def test_what_it_does_is_told_when_it_changes_not_with_the_next_beat():
+    listening = Listening()
+    first = listening.theirs.recv(4096)
+    for doing in ("decoding", "decoding", "saving"):
+        listening.activity(doing)
+    assert first + listening.theirs.recv(4096) == said(b"", b"decoding", b"saving")
+    listening.life.end(goodbye=False)
+    listening.activity("leaving")
+    assert listening.theirs.recv(4096) == b""
+
+
 @pytest.mark.usefixtures("beats")
 def test_a_broken_connection_is_a_loss_at_once_and_a_goodbye_is_none():
     broken, ended = Listening(timeout=60), Listening(timeout=0.2)

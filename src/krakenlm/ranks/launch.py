@@ -20,11 +20,13 @@ from typing import Any, Literal
 
 import torch
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
+from krakenlm.ranks.attempts import store_of_this_attempt
 from krakenlm.ranks.cores import share_cores
 from krakenlm.ranks.devices import DeviceType
 from krakenlm.ranks.failures import (
@@ -144,7 +146,7 @@ def _run_under_torchrun(
     share_cores(local_index, local_size, threads)
     rank = Rank(index, size, device, on_message, once(print_note))
     with (
-        _process_group("env://", rank, timeout, end_on_loss),
+        _process_group("env://", rank, timeout, end_on_loss, store_of_this_attempt()),
         trying("doing its part", REPORT),
     ):
         require_same_version()
@@ -258,13 +260,18 @@ def _interface() -> str:
 
 @contextmanager
 def _process_group(
-    meeting_point: str, rank: Rank, timeout: float, on_loss: OnLoss
+    meeting_point: str,
+    rank: Rank,
+    timeout: float,
+    on_loss: OnLoss,
+    store: Store | None = None,
 ) -> Iterator[None]:
     rank.activity("connecting to the other ranks")
     with trying(*CONNECTING):
         dist.init_process_group(
             backend="nccl" if rank.device.type == "cuda" else "gloo",
-            init_method=meeting_point,
+            init_method=meeting_point if store is None else None,
+            store=store,
             rank=rank.index,
             world_size=rank.size,
             timeout=_COLLECTIVE_TIMEOUT,

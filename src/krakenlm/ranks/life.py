@@ -1,9 +1,10 @@
 """Signs of life between ranks: one that dies, stalls or is cut off is noticed by all others.
 
-Each rank has a thread that tells every other one, each second, that it lives and what it is doing,
-and hears the same of them. A rank that computes for minutes goes on telling, since PyTorch computes
-without the interpreter's lock. One that is stopped, or whose cable is pulled, falls silent, while
-whoever waits for its sums would wait for as long as the transport lets it.
+Each rank tells every other one what it is doing whenever that changes. A thread of its own tells
+them each second that it lives, and hears the same of them. A rank that computes for minutes goes on
+telling, since PyTorch computes without the interpreter's lock. One that is stopped, or whose cable
+is pulled, falls silent, while whoever waits for its sums would wait for as long as the transport
+lets it.
 
 Silence is counted in this process's own seconds: a machine that slept, or a session that was
 stopped as a whole and goes on, has not lost anybody.
@@ -119,6 +120,7 @@ class Life:
         self._timeout = timeout
         self._on_loss = on_loss
         self._ended = threading.Event()
+        activity.on_change = self._tell
         self._thread = threading.Thread(target=self._live, daemon=True, name="signs of life")
         self._thread.start()
 
@@ -128,8 +130,7 @@ class Life:
         Args:
             goodbye: that nobody should mind: all ranks have done their part.
         """
-        self._ended.set()
-        self._thread.join()
+        self._fall_silent()
         for peer in self._peers:
             if goodbye:
                 peer.tell(bytes([_GOODBYE]))
@@ -140,8 +141,7 @@ class Life:
 
         A broken sum comes sooner than the next beat, and the process may have been asked to end.
         """
-        self._ended.set()
-        self._thread.join()
+        self._fall_silent()
         end = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             for peer in self._peers:
@@ -153,6 +153,16 @@ class Life:
                     if key.data.has_left:
                         selector.unregister(key.fileobj)
         return None
+
+    def _fall_silent(self) -> None:
+        self._activity.on_change = None
+        self._ended.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        doing = self._activity.now.encode()
+        for peer in self._peers:
+            peer.tell(bytes([len(doing)]) + doing)
 
     def _live(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -166,9 +176,7 @@ class Life:
 
     def _beat(self, selector: selectors.BaseSelector) -> Loss | None:
         """Tell, then listen for a beat; what has been lost, if anything."""
-        doing = self._activity.now.encode()
-        for peer in self._peers:
-            peer.tell(bytes([len(doing)]) + doing)
+        self._tell()
         self._ended.wait(BEAT_SECONDS)
         for key, _ in selector.select(0):
             peer = key.data

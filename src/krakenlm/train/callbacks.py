@@ -1,4 +1,4 @@
-"""What happens beside training: the progress bar, the history file, checkpoints marked, SIGTERM."""
+"""What happens beside training: the progress bar, the history file, SIGTERM."""
 
 import signal
 import time
@@ -14,32 +14,9 @@ from krakenlm.integrations.hf_trainer import Callback, save_and_stop
 from krakenlm.train.degrees import Degrees
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
-from krakenlm.train.run_folder import RunFolder
 
 # A history of 300,000 steps takes a moment to write.
 _SECONDS_BETWEEN_HISTORIES = 20.0
-
-
-class Marker(Callback):
-    """Marks each checkpoint once all processes have written theirs, and only then removes old ones.
-
-    Args:
-        run: the run's folder.
-        ranks: the processes that write.
-        keep: how many checkpoints to keep.
-    """
-
-    def __init__(self, run: RunFolder, ranks: Ranks, keep: int) -> None:
-        self._run = run
-        self._ranks = ranks
-        self._keep = keep
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint was written."""
-        self._ranks.wait()
-        if self._ranks.is_main:
-            self._run.mark_complete(state.global_step)
-            self._run.remove_old_checkpoints(self._keep)
 
 
 class Display(Callback):

@@ -51,11 +51,20 @@ def check_machine(settings: Training) -> None:
 
 
 def check_sharding(settings: Training, ranks: int, *, use_cpu: bool) -> None:
-    """Refuse to divide a model between CPUs, which accelerate would pass over without a word."""
+    """Refuse to divide a model between CPUs, or to leave out a process's part of a save.
+
+    accelerate would pass over the first without a word; in the second, the others would wait.
+    """
     if settings.parallel == "fsdp" and ranks > 1 and use_cpu:
         raise KrakenError(
             "parallel='fsdp' divides a model between GPUs, and this run is on CPUs: use "
             "parallel='ddp', where each process holds the whole model, or start one process"
+        )
+
+    if settings.parallel == "fsdp" and ranks > 1 and settings.on_full_disk == "go-on":
+        raise KrakenError(
+            "on_full_disk='go-on' does not work with parallel='fsdp', where all processes write "
+            "each checkpoint together: use 'stop' or parallel='ddp'"
         )
 
 

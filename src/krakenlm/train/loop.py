@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerState
 
-from krakenlm.errors import KrakenError
-from krakenlm.files import write_json
+from krakenlm.console import print_note
+from krakenlm.errors import DiskFullError, KrakenError
+from krakenlm.files import disk_errors, write_json
 from krakenlm.integrations.hf_trainer import Callback, OpenTrainer, RunningLoss
 from krakenlm.overrides import changed, replaces
 from krakenlm.strict import read_json
@@ -28,6 +29,7 @@ from krakenlm.train.degrees import Degrees
 from krakenlm.train.history import History
 from krakenlm.train.meter import Meter
 from krakenlm.train.ranks import Ranks
+from krakenlm.train.recipe import Training
 from krakenlm.train.run_folder import RunFolder, step_of
 from krakenlm.train.sharding import shard_blocks
 
@@ -41,7 +43,7 @@ class LoopTrainer(OpenTrainer):
         run: its folder.
         ranks: the processes that train.
         meter: told when steps are done.
-        schedule_steps: steps that the learning rate's schedule runs over.
+        settings: of the recipe: how long the schedule is, which checkpoints are kept.
         degrees: the N of each step.
         arguments: Trainer's own.
     """
@@ -51,14 +53,14 @@ class LoopTrainer(OpenTrainer):
         run: RunFolder,
         ranks: Ranks,
         meter: Meter,
-        schedule_steps: int,
+        settings: Training,
         degrees: Degrees,
         **arguments: Any,
     ) -> None:
         self._run = run
         self._ranks = ranks
         self._meter = meter
-        self._schedule_steps = schedule_steps
+        self._settings = settings
         self._degrees = degrees
         self._first_bad = torch.tensor(-1)
         super().__init__(**arguments)
@@ -76,7 +78,7 @@ class LoopTrainer(OpenTrainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
         """End the schedule before the last step where the run is longer, and stay there."""
-        end = min(self._schedule_steps, num_training_steps)
+        end = min(self._settings.scheduled_steps, num_training_steps)
         scheduler: LRScheduler = super().create_scheduler(end, optimizer)
         if end < num_training_steps:
             assert isinstance(scheduler, LambdaLR), (
@@ -166,22 +168,53 @@ class LoopTrainer(OpenTrainer):
 
     @contextmanager
     def saving_checkpoint(self) -> Iterator[None]:
-        """Refuse to save weights that are beyond help; also save what Trainer forgets."""
+        """Refuse to save weights that are beyond help; also save what Trainer forgets.
+
+        A checkpoint is marked once all processes have written theirs, and only then are old ones
+        removed.
+        """
         self._ranks.activity("saving a checkpoint")
+        step = self.state.global_step
         with self._meter.paused():
             if self._ranks.any(not self._is_sound()):
                 raise self._diverged("loss" if int(self._first_bad) >= 0 else "a weight", math.nan)
             running = self.running_loss
-            totals = self._gathered(running.total)
-            yield
-            if self._ranks.is_main:
-                progress = {
-                    "running_losses": totals,
-                    "logged_at": running.logged_at,
-                    "seconds": self._meter.seconds,
-                }
-                folder = self._run.checkpoints / f"checkpoint-{self.state.global_step}"
-                write_json(folder / _PROGRESS, progress)
+            progress = {
+                "running_losses": self._gathered(running.total),
+                "logged_at": running.logged_at,
+                "seconds": self._meter.seconds,
+            }
+            refused: list[str] = []
+            with self._room(refused):
+                yield
+                if self._ranks.is_main:
+                    write_json(self._run.checkpoints / f"checkpoint-{step}" / _PROGRESS, progress)
+            if not self._ranks.any(bool(refused)) and self._ranks.is_main:
+                with self._room(refused):
+                    self._run.mark_complete(step)
+            is_missing = self._ranks.any(bool(refused))
+            if self._ranks.is_main and not is_missing:
+                self._run.remove_old_checkpoints(self._settings.keep_checkpoints)
+            elif self._ranks.is_main:
+                self._run.remove_partial_checkpoints()
+                why = refused[0] if refused else "another process found no room"
+                print_note(f"step {step}: {why}; training goes on without this checkpoint")
+
+    def with_room(self, write: Callable[[], object]) -> None:
+        """Write something, or leave it out where the disk is full and the recipe says so."""
+        with self._room([]):
+            write()
+
+    @contextmanager
+    def _room(self, refused: list[str]) -> Iterator[None]:
+        """Where the recipe says so, put a full disk down here instead of ending."""
+        try:
+            with disk_errors(self._run.path):
+                yield
+        except DiskFullError as error:
+            if self._settings.on_full_disk == "stop":
+                raise
+            refused.append(str(error))  # not the error: it keeps files open
 
     def tensors_to_save(self, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Leave out the tied head, of which FSDP makes a copy."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -17,6 +17,7 @@ from torch import distributed
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
+from krakenlm.ranks.attempts import store_of_this_attempt
 from krakenlm.ranks.failures import CONNECTING, TIMEOUT_SECONDS
 from krakenlm.ranks.launch import end_on_loss
 from krakenlm.ranks.life import living
@@ -100,7 +101,8 @@ def joined(use_cpu: bool, timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
 
     # Trainer's own state finds this connection and keeps it.
     with trying(*CONNECTING):
-        state = PartialState(cpu=use_cpu, backend=None if use_cpu else _GPU_BACKENDS)
+        backend = None if use_cpu else _GPU_BACKENDS
+        state = PartialState(cpu=use_cpu, backend=backend, **_meeting())
     ranks = Ranks(state.process_index, state.num_processes)
     with living(ranks.index, ranks.count, ranks.activity, timeout, end_on_loss):
         require_same_version()
@@ -108,6 +110,15 @@ def joined(use_cpu: bool, timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
         ranks.wait()  # nobody leaves while another still listens
     # Not after an error: the others may be in the middle of a sum, and end with this process.
     distributed.destroy_process_group()
+
+
+def _meeting() -> dict[str, Any]:
+    """Of ``init_process_group``; empty leaves it to accelerate."""
+    store = store_of_this_attempt()
+    if store is None:
+        return {}
+    sizes = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    return {"store": store, **sizes}
 
 
 def share(batch_size: int, accumulation: int, ranks: int) -> tuple[int, int]:

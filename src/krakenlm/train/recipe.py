@@ -66,6 +66,8 @@ class Training:
         eval_batches: batches that a validation loss is taken from.
         save_every: steps between checkpoints; 0 is none, so an interrupted run starts over.
         keep_checkpoints: how many to keep.
+        on_full_disk: where there is no room for a checkpoint, `stop` with the last good one, or
+            `go-on` without it; the finished model needs its room in any case.
         tensorboard: also write TensorBoard files, below ``checkpoints``.
         wandb: also report to Weights & Biases.
     """
@@ -94,6 +96,7 @@ class Training:
     eval_batches: int = 20
     save_every: int = 0
     keep_checkpoints: int = 2
+    on_full_disk: Literal["stop", "go-on"] = "stop"
     tensorboard: bool = False
     wandb: bool = False
 

@@ -31,7 +31,7 @@ _COMPLETE = "complete"
 _DATA = "data_sha256"
 # Where a run and its tokens lie, and what is kept and told of it: another run learns the same.
 _PLACES = {"data", "output"}
-_KEPT_AND_TOLD = {"keep_checkpoints", "save_every", "tensorboard", "wandb"}
+_KEPT_AND_TOLD = {"keep_checkpoints", "on_full_disk", "save_every", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)

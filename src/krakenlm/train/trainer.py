@@ -26,7 +26,7 @@ from krakenlm.model.checkpoint import stored_dtype
 from krakenlm.ranks.cores import keep_freed_memory
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
-from krakenlm.train.callbacks import Display, LiveHistory, Marker, Termination
+from krakenlm.train.callbacks import Display, LiveHistory, Termination
 from krakenlm.train.checks import (
     check_adaptation,
     check_checkpoint,
@@ -156,12 +156,11 @@ def _train(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
     termination = Termination(ranks)
     with _tidy(run, ranks, display):
         trainer = _make_trainer(recipe, run, ranks, training, validation, length, meter)
-        trainer.add_callback(Marker(run, ranks, recipe.training.keep_checkpoints))
         trainer.add_callback(termination)
         write_history = partial(_write_history, trainer, recipe, run, length, meter)
         if ranks.is_main:
             trainer.add_callback(display)
-            trainer.add_callback(LiveHistory(write_history))
+            trainer.add_callback(LiveHistory(partial(trainer.with_room, write_history)))
         _learn(trainer, recipe, run, ranks, meter, termination)
         if not _evaluated_at(trainer, recipe.training.steps):
             trainer.evaluate()
@@ -222,7 +221,7 @@ def _make_trainer(
         run=run,
         ranks=ranks,
         meter=meter,
-        schedule_steps=settings.scheduled_steps,
+        settings=settings,
         degrees=degrees,
         model=model,
         args=_arguments(settings, run.checkpoints, ranks, model),
