@@ -1,10 +1,12 @@
 """``krakenlm convert``: models of other families in and out, and models in another wiring."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from krakenlm.cli.options import CheckOption, check_if
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def convert(
             "another function.",
         ),
     ] = None,
+    check: CheckOption = False,
 ) -> None:
     """Bring in a model of another family, or give a model another wiring or layout.
 
@@ -99,10 +102,17 @@ def convert(
 
     rewiring = _Rewiring(wiring, sublayers, message_parts, late_layers)
     if to == "transformers":
+        check_if(check, source)
         family = _export(source, out, rewiring, tokenizer)
         results.print(f"wrote {out}: a {family} model for Transformers", markup=False)
         return
-    _say_what_was_written(out, _converted(source, out, rewiring, tokenizer))
+    config = _converted(source, out, rewiring, tokenizer)
+    try:
+        check_if(check, out)
+    except KrakenError:
+        shutil.rmtree(out)
+        raise
+    _say_what_was_written(out, config)
 
 
 def _converted(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from krakenlm.cli.options import OneDeviceOption, SublayersOption
+from krakenlm.cli.options import CheckOption, OneDeviceOption, SublayersOption, check_if
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def evaluate(
     sublayers: SublayersOption = None,
     json: _Json = None,
     compare: _Compare = None,
+    check: CheckOption = False,
 ) -> None:
     """Score a model zero-shot on SuperGLUE, with lm-evaluation-harness's prompts and metrics."""
     from krakenlm.eval.harness import evaluate as ask
@@ -90,6 +91,7 @@ def evaluate(
         _refuse_json(model, json)
         _show([*bases, EvalReport.load(model)])
         return
+    check_if(check, model)
     with json_file(json) as write:
         report = ask(
             model,

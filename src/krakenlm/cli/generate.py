@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krakenlm.cli.options import (
+    CheckOption,
     DeviceOption,
     LinkOption,
     SublayersOption,
@@ -13,6 +14,7 @@ from krakenlm.cli.options import (
     ThreadsOption,
     TimeoutOption,
     TransportOption,
+    check_if,
 )
 from krakenlm.errors import KrakenError
 from krakenlm.ranks.failures import TIMEOUT_SECONDS
@@ -126,6 +128,7 @@ def generate(
     timeout: TimeoutOption = TIMEOUT_SECONDS,
     json_file: _Json = None,
     show_stats: _ShowStats = False,
+    check: CheckOption = False,
 ) -> None:
     """Continue prompts or answer messages, on one device or on several that share the model."""
     from krakenlm.data.chat import chat_if
@@ -136,6 +139,7 @@ def generate(
     from krakenlm.ranks.placement import parse_placement
     from krakenlm.transport.links import Link
 
+    check_if(check, model)
     options = EngineOptions(
         sublayers=sublayers,
         placement=None if placement is None else parse_placement(placement),

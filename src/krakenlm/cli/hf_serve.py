@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from krakenlm.cli.options import ServedModelArgument
+from krakenlm.cli.options import CheckOption, ServedModelArgument, check_if
 
 
 def hf_serve(
@@ -15,6 +15,7 @@ def hf_serve(
             metavar="[FLAG]...", help="Flags of `transformers serve`, passed on as they are."
         ),
     ] = None,
+    check: CheckOption = False,
 ) -> None:
     """Serve a model with Transformers on one device, behind an OpenAI-compatible API.
 
@@ -22,4 +23,5 @@ def hf_serve(
     """
     from krakenlm.serving.hf_serve import serve
 
+    check_if(check, model)
     serve(model, flags or [])

@@ -50,6 +50,25 @@ OtherTokenizerOption = Annotated[
     ),
 ]
 
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="First read all weights, and refuse those that are NaN or infinite."
+    ),
+]
+
+
+def check_if(check: bool, model: Path) -> None:
+    """What ``--check`` asks for.
+
+    Raises:
+        KrakenError: some weights are not finite, or cannot be read.
+    """
+    if check:
+        from krakenlm.model.soundness import check_weights
+
+        check_weights(model)
+
 
 def positive_numbers(name: str, text: str) -> list[int]:
     """The value of an option that takes one number or several with commas between.

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krakenlm.cli.options import OneDeviceOption, OtherTokenizerOption, positive_numbers
+from krakenlm.cli.options import (
+    CheckOption,
+    OneDeviceOption,
+    OtherTokenizerOption,
+    check_if,
+    positive_numbers,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,11 +64,13 @@ def perplexity(
         Path | None,
         typer.Option(metavar="FILE", help="Also write the numbers as JSON.", show_default=False),
     ] = None,
+    check: CheckOption = False,
 ) -> None:
     """Report loss, perplexity and bits per byte of a model on a text."""
     from krakenlm.console import results
     from krakenlm.files import json_file
 
+    check_if(check, model)
     chosen = [] if sublayers is None else positive_numbers("--sublayers", sublayers)
     settings: dict[str, Any] = {
         "batch_size": batch_size,

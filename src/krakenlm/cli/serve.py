@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from krakenlm.cli.options import ServedModelArgument, SublayersOption
+from krakenlm.cli.options import CheckOption, ServedModelArgument, SublayersOption, check_if
 
 
 def serve(
@@ -15,6 +15,7 @@ def serve(
     ] = None,
     devices: Annotated[int, typer.Option(help="Processes to share the model out to.")] = 1,
     sublayers: SublayersOption = None,
+    check: CheckOption = False,
 ) -> None:
     """Serve a model with vLLM behind an OpenAI-compatible API.
 
@@ -22,4 +23,5 @@ def serve(
     """
     from krakenlm.serving.serve import serve as serve_model
 
+    check_if(check, model)
     raise typer.Exit(serve_model(model, devices, flags or [], sublayers))

@@ -84,6 +84,10 @@ class Tensors:
         """Of all tensors."""
         return self._file_of.keys()
 
+    def whole(self, name: str) -> Any:
+        """A lazy view of one tensor, whatever its shape and type."""
+        return self._file(self._file_of[name]).get_slice(name)
+
     def slice_of(self, name: str, shape: tuple[int, ...]) -> Any:
         """A lazy view of one tensor, after checking its shape."""
         if name not in self._file_of:
