@@ -68,8 +68,9 @@ def test_a_killed_rank_is_named_with_what_it_was_doing():
         run(hit, signal.SIGKILL)
 
 
-def test_a_rank_that_computes_for_longer_than_the_limit_is_alive():
+def test_a_rank_that_computes_for_longer_than_the_limit_is_alive(figure):
     assert sorted(run(slow)) == [0, 1]
+    figure("a rank that computes for twice the limit", "is not touched", "is not touched")
 
 
 def test_a_rank_that_is_stopped_while_it_starts_is_noticed_too():

@@ -18,6 +18,22 @@ pytestmark = [pytest.mark.reliability, pytest.mark.dist]
 INTERRUPTED = "krakenlm: interrupted: nothing half-written was left behind"
 
 
+CTRL_C_SECONDS = 3.0
+
+
+@pytest.fixture
+def ctrl_c(figure) -> Callable[[Running, str], None]:
+    """Sends it, and puts down how long the last process took to end."""
+
+    def interrupt(running: Running, what: str) -> None:
+        running.send(signal.SIGINT)
+        assert running.end() == 130
+        figure(f"Ctrl-C while {what}", f"{running.seconds:.1f} s", f"{CTRL_C_SECONDS:.0f} s")
+        assert running.seconds < CTRL_C_SECONDS
+
+    return interrupt
+
+
 def assert_nothing_half_written(folder: Path) -> None:
     for path in folder.rglob("*"):
         assert "-partial-" not in path.name, path
@@ -46,12 +62,11 @@ def training(start: Callable[..., Running], folder: Path, data: Path) -> Running
     return running
 
 
-def test_ctrl_c_while_the_demo_trains(start, tmp_path):
+def test_ctrl_c_while_the_demo_trains(start, tmp_path, ctrl_c):
     (tmp_path / "text.txt").write_text(tiny.text(8000), encoding="utf-8")
     running = start("demo", "--text", "text.txt", "--out", "demo", "--steps", 100_000)
     running.wait_for(lambda: re.search(r"training standard .* [1-9]\d*/100000", running.terminal))
-    running.send(signal.SIGINT)
-    assert running.end() == 130
+    ctrl_c(running, "the demo trains")
     assert running.messages[-1] == INTERRUPTED
     assert running.out == ""
     hidden, shown = (running.terminal.rfind(f"\x1b[?25{mode}") for mode in "lh")
@@ -70,10 +85,12 @@ def test_ctrl_c_while_the_demo_trains(start, tmp_path):
     ],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_signal_while_training_and_saving(start, tmp_path, tiny_data, number, code):
+def test_a_signal_while_training_and_saving(start, tmp_path, tiny_data, number, code, figure):
     running = training(start, tmp_path, tiny_data)
     running.send(number)
     assert running.end() == code
+    figure(f"{number.name} while a model trains and is saved", f"{running.seconds:.1f} s", "3 s")
+    assert running.seconds < CTRL_C_SECONDS
     assert_nothing_half_written(tmp_path / "run")
     checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
     assert 1 <= len(checkpoints) <= 2
@@ -110,10 +127,12 @@ def test_a_kill_at_any_moment_leaves_the_last_good_checkpoint(start, tmp_path, t
     ],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_signal_while_two_ranks_generate(start, long_model, number, code, said):
+def test_a_signal_while_two_ranks_generate(start, long_model, number, code, said, figure):
     running = generating(start, long_model)
     running.send(number)
     assert running.end() == code
+    figure(f"{number.name} while two ranks generate", f"{running.seconds:.1f} s", "3 s")
+    assert running.seconds < CTRL_C_SECONDS
     assert running.messages == [said]
 
 
@@ -135,26 +154,24 @@ def test_a_killed_process_ends_the_whole_command(start, long_model, whom, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0])
-def test_ctrl_c_while_the_ranks_start(start, long_model, seconds):
+def test_ctrl_c_while_the_ranks_start(start, long_model, seconds, ctrl_c):
     """What starts them is busy importing: it ends without a word all the same."""
     arguments = ("--prompt", "Line", "--devices", 2, "--max-new-tokens", LONG)
     running = start("generate", long_model, *arguments)
     running.wait_for(running.workers)
     time.sleep(seconds)
-    running.send(signal.SIGINT)
-    assert running.end() == 130
+    ctrl_c(running, f"two ranks start, after {seconds} s")
     assert running.messages == [INTERRUPTED]
     assert running.out == ""
 
 
-def test_ctrl_c_while_text_becomes_tokens(start, tmp_path):
+def test_ctrl_c_while_text_becomes_tokens(start, tmp_path, ctrl_c):
     (tmp_path / "text.txt").write_text(tiny.text(100_000), encoding="utf-8")
     running = start("prepare", "out", "--text", "text.txt", "--tokenizer", "train:2000")
     running.wait_for(lambda: "learning a tokenizer" in running.terminal)
     assert (tmp_path / "out.unfinished").is_dir()
     time.sleep(0.3)
-    running.send(signal.SIGINT)
-    assert running.end() == 130
+    ctrl_c(running, "text becomes tokens")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stdout", "text.txt", "tmp"]
     assert running.messages[-1] == INTERRUPTED
 
