@@ -134,7 +134,7 @@ def test_kept_queries_attend_from_their_own_positions(start):
     cache.store(MODULE.layer_index, 0, k[:, :, :start], v[:, :, :start])
     kept = [19, start, 11]
     q_BH1E = torch.stack([q[b, :, position, None] for b, position in enumerate(kept)])
-    core = PrefillCore(cache, start, kept)
+    core = PrefillCore(cache, start, torch.tensor(kept))
     found = core(MODULE, q_BH1E, k[:, :, start:], v[:, :, start:])
     wanted = torch.stack([whole[b, position, None] for b, position in enumerate(kept)])
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from krakenlm.bench.ranks import barrier, middle_of, now, watched
 from krakenlm.bench.results import PART_NAMES
-from krakenlm.bench.runner import Runner
+from krakenlm.bench.runner import Runner, uncaptured
 from krakenlm.model.attention import Attention
 from krakenlm.model.layers import BranchLinear, Norm
 from krakenlm.model.packed import PackedLinear
@@ -69,8 +69,8 @@ def measure_breakdown(runner: Runner) -> dict[str, float]:
     """Seconds of one prefill by part: of several passes, the one of median duration on rank 0."""
     rank = runner.engine.rank
     stopwatch = Stopwatch(lambda: now(rank))
-    engine = runner.engine.with_connections(
-        watched(runner.engine.connections, lambda inner: _Watcher(inner, stopwatch))
+    engine = uncaptured(
+        runner.engine, watched(runner.engine.connections, lambda inner: _Watcher(inner, stopwatch))
     )
     engine.head = _timed_head(engine.head, stopwatch)
     passes = []

@@ -5,6 +5,7 @@ Shape letters: see ``krakenlm.model``.
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -122,7 +123,7 @@ class Runner:
         recorder = Recorder(rank.index)
         if self.engine.shard.ranks > 1:
             connections = watched(connections, lambda inner: RecordingReducer(recorder, inner))
-        engine = self.engine.with_connections(connections)
+        engine = uncaptured(self.engine, connections)
         passes = []
         for _ in range(_RECORDED_PASSES):
             recorder.events = []
@@ -180,7 +181,7 @@ class Runner:
         def counter(inner: Reducer) -> Reducer:
             return _Counter(messages, "streams" if inner is connections.streams else "parts", inner)
 
-        counting = self.engine.with_connections(watched(connections, counter))
+        counting = uncaptured(self.engine, watched(connections, counter))
         with counting.session(self.prompts, 1) as session:
             session.prefill()
         return messages
@@ -196,6 +197,13 @@ class Runner:
             yield from streams[:-1]
         else:
             yield from itertools.compress(streams, are_hidden(self.engine.config))
+
+
+def uncaptured(engine: Engine, connections: Connections) -> Engine:
+    """The same weights over other connections, whose prompts run operator by operator."""
+    other = engine.with_connections(connections)
+    other.options = replace(engine.options, graph_prefill=False)
+    return other
 
 
 def interleaved(runners: Sequence[Runner], rounds: int) -> Iterator[Timing]:

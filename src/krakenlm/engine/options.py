@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from krakenlm.errors import KrakenError
 from krakenlm.ranks.placement import Placement
 from krakenlm.transport.connect import TRANSPORTS, Transport
-from krakenlm.transport.links import Link
+from krakenlm.transport.links import LinkModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class EngineOptions:
             and never late; the numbers are wrong, the times those of the emulated link.
         prefill_chunks: parts of a prompt that hide their AllReduces behind one another.
         capture: replay decode passes instead of running them anew.
+        graph_prefill: replay the last prompts' pass too, where new ones are as long.
         pack: linear maps in oneDNN's layout, on CPUs that have it.
     """
 
@@ -31,10 +32,11 @@ class EngineOptions:
     placement: Placement = None
     tensor_parallel: int = 1
     transport: Transport = "auto"
-    link: Link | None = None
+    link: LinkModel | None = None
     emulated_ranks: int | None = None
     prefill_chunks: int = 1
     capture: bool = True
+    graph_prefill: bool = False
     pack: bool = True
 
     def __post_init__(self) -> None:

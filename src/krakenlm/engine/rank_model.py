@@ -28,7 +28,7 @@ from krakenlm.ranks.cores import keep_freed_memory
 from krakenlm.ranks.launch import Rank, under_torchrun
 from krakenlm.ranks.placement import balance, measure_unit
 from krakenlm.transport.collective import Group, ProcessGroupReducer
-from krakenlm.transport.connect import Connections, connect, without_communication
+from krakenlm.transport.connect import Connections, connect, emulated_peers
 from krakenlm.transport.tensor_parallel import PartialBlock
 
 _TYPICAL_PROMPT = 512
@@ -146,7 +146,7 @@ class RankModel:
         if options.emulated_ranks is None:
             connections = connect(rank, shard, options.transport)
         else:
-            connections = without_communication(shard, "emulated-peers")
+            connections = emulated_peers(shard, rank.device)
         if options.link is not None and shard.ranks > 1:
             connections = connections.over(options.link, shard)
         model = cls(decoder.requires_grad_(False), head_VD, shard, rank, connections, options)

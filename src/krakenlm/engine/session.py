@@ -1,10 +1,10 @@
-"""One batch under way: its cache, each sequence's place in it, and the captured decode passes.
+"""One batch under way: its cache, each sequence's place in it, and its captured passes.
 
 Shape letters: see ``krakenlm.model``; V is this rank's slice of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -27,13 +27,37 @@ A batched product on the CPU copies what does not lie densely before it reads it
 """
 
 
+class _Chunk(NamedTuple):
+    """A part of the prompts: from which token to which, and whose queries the last layer keeps."""
+
+    start: int
+    end: int
+    kept: list[int]
+    kept_B: Tensor
+
+
+class _Prompts(NamedTuple):
+    """What a pass over prompts reads."""
+
+    ids_BT: Tensor
+    chunks: list[_Chunk]
+
+
+class _PromptPass(NamedTuple):
+    """A captured pass over prompts of some lengths, and where it reads their ids."""
+
+    lengths: list[int]
+    ids_BT: Tensor
+    captured: Captured
+
+
 def whole_buckets(positions: int) -> int:
     """A number of positions, rounded up to whole buckets."""
     return -(-positions // BUCKET) * BUCKET
 
 
 class Session:
-    """One batch: its cache, its place in each sequence, and decode passes captured so far.
+    """One batch: its cache, its place in each sequence, and the passes captured so far.
 
     Args:
         model: what runs.
@@ -52,6 +76,7 @@ class Session:
             model.decoder.config, batch=batch, capacity=capacity, dtype=model.dtype, device=device
         )
         self._passes: dict[int, Captured] = {}
+        self._prompt_pass: _PromptPass | None = None
         self._ids_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self._positions_B = torch.zeros(batch, dtype=torch.int64, device=device)
         self._prompts: Sequence[Sequence[int]] = []
@@ -72,36 +97,63 @@ class Session:
 
     @torch.no_grad()
     def prefill(self, wrap: BlockWrapper | None = None) -> Tensor:
-        """Run the prompts; logits_BV of each one's last position."""
+        """Run the prompts; logits_BV of each one's last position, valid until the next call."""
+        prompts = self._laid_out()
+        if wrap is not None or not self._model.options.graph_prefill:
+            return self._run_prompts(prompts, not_recorded, wrap)
+        lengths = [len(prompt) for prompt in self._prompts]
+        if self._prompt_pass is None or self._prompt_pass.lengths != lengths:
+            self._prompt_pass = None  # its memory, before more is asked for
+            captured = capture(
+                lambda recordable: self._run_prompts(prompts, recordable), prompts.ids_BT.device
+            )
+            self._prompt_pass = _PromptPass(lengths, prompts.ids_BT, captured)
+            return captured.result
+        self._prompt_pass.ids_BT.copy_(prompts.ids_BT)
+        return self._prompt_pass.captured.replay()
+
+    def _laid_out(self) -> "_Prompts":
         model = self._model
-        decoder = model.decoder
         model.rank.activity(f"prefilling {len(self._prompts)} x {self._longest} tokens")
         ids_BT = torch.zeros(len(self._prompts), self._longest, dtype=torch.int64)
         for row, prompt in enumerate(self._prompts):
             ids_BT[row, : len(prompt)] = torch.tensor(prompt)
-        ids_BT = ids_BT.to(model.rank.device)
-        bounds = _chunk_bounds(self._longest, model.options.prefill_chunks)
-        passes = [self._chunk(ids_BT, start, end, wrap) for start, end in bounds]
-        results = [run(passes[0])] if len(passes) == 1 else interleave(passes)
-        x_1B1D = torch.stack([results[i][:, b] for b, i in enumerate(self._chunk_of(bounds))], 1)
-        return model.head(decoder.finish(x_1B1D)[:, 0])
+        device = model.rank.device
+        chunks = []
+        for start, end in _chunk_bounds(self._longest, model.options.prefill_chunks):
+            kept = [min(max(len(prompt) - 1, start), end - 1) for prompt in self._prompts]
+            chunks.append(_Chunk(start, end, kept, torch.tensor(kept, device=device)))
+        return _Prompts(ids_BT.to(device), chunks)
 
-    def _chunk(self, ids_BT: Tensor, start: int, end: int, wrap: BlockWrapper | None) -> Pass:
+    def _run_prompts(
+        self, prompts: "_Prompts", recordable: Recordable, wrap: BlockWrapper | None = None
+    ) -> Tensor:
+        """One pass; all that it reads is on the device, where it may be captured."""
         model = self._model
-        kept = [min(max(len(prompt) - 1, start), end - 1) for prompt in self._prompts]
+        chunks = prompts.chunks
+        passes = [self._chunk(prompts.ids_BT, chunk, recordable, wrap) for chunk in chunks]
+        results = [run(passes[0])] if len(passes) == 1 else interleave(passes)
+        x_1B1D = torch.stack([results[i][:, b] for b, i in enumerate(self._chunk_of(chunks))], 1)
+        return model.head(model.decoder.finish(x_1B1D)[:, 0])
+
+    def _chunk(
+        self, ids_BT: Tensor, chunk: "_Chunk", recordable: Recordable, wrap: BlockWrapper | None
+    ) -> Pass:
+        model = self._model
+        start, end = chunk.start, chunk.end
         positions_1T = torch.arange(start, end, device=ids_BT.device)[None]
         return model.decoder.steps(
             model.decoder.embed_tokens(ids_BT[:, start:end]),
             positions_1T,
-            PrefillCore(self.cache, start, kept),
-            model.connections.streams,
-            wrap=model.wrapper(wrap),
-            keep=Keep([position - start for position in kept]),
+            PrefillCore(self.cache, start, chunk.kept_B),
+            recordable(model.connections.streams),
+            wrap=model.wrapper(wrap, recordable),
+            keep=Keep([position - start for position in chunk.kept]),
         )
 
-    def _chunk_of(self, bounds: Sequence[tuple[int, int]]) -> list[int]:
+    def _chunk_of(self, chunks: Sequence["_Chunk"]) -> list[int]:
         """For each prompt, which chunk its last token lies in."""
-        ends = [end for _, end in bounds]
+        ends = [chunk.end for chunk in chunks]
         return [next(i for i, end in enumerate(ends) if len(p) <= end) for p in self._prompts]
 
     def decode(self, next_B: Tensor, wrap: BlockWrapper | None = None) -> Tensor:

@@ -6,8 +6,6 @@ Shape letters: see ``krakenlm.model``; R is the query heads that share a key hea
 of the cache that are looked at.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -25,22 +23,22 @@ class PrefillCore:
     Args:
         cache: where keys and values go.
         start: position of the first new token.
-        kept: with ``Keep``, the position of each sequence whose query the last layer still has.
+        kept_B: with ``Keep``, the position of each sequence whose query the last layer still has;
+            on the cache's device.
     """
 
-    def __init__(self, cache: KVCache, start: int, kept: Sequence[int] | None = None) -> None:
+    def __init__(self, cache: KVCache, start: int, kept_B: Tensor | None = None) -> None:
         self._cache = cache
         self._start = start
-        self._kept = kept
+        self._kept_B = kept_B
 
     def __call__(self, module: Attention, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Tensor:
         """Return o_BTHE; one query a sequence attends from its kept position."""
         tokens = k_BGTE.shape[2]
         keys_BGPE, values_BGPE = self._cache.store(module.layer_index, self._start, k_BGTE, v_BGTE)
         if q_BHTE.shape[2] < tokens:
-            assert self._kept is not None
-            positions_B = torch.tensor(self._kept, device=q_BHTE.device)
-            bias_B11P = causal_bias(positions_B, keys_BGPE.shape[2], q_BHTE.dtype)
+            assert self._kept_B is not None
+            bias_B11P = causal_bias(self._kept_B, keys_BGPE.shape[2], q_BHTE.dtype)
             return attend_one(q_BHTE, keys_BGPE, values_BGPE, bias_B11P, module.scaling)
         if q_BHTE.device.type == "cpu":
             return attend_in_blocks(q_BHTE, keys_BGPE, values_BGPE, module.scaling)

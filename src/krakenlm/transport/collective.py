@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from krakenlm.model.reduce import LocalReducer, Pending, Reducer
+from krakenlm.model.reduce import LocalReducer, Pending, Ready, Reducer
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,27 @@ class WithoutCommunication(LocalReducer):
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class WithoutPeers(WithoutCommunication):
+    """The only one there of several ranks; a modelled link says when the others' sums come.
+
+    Args:
+        ranks: how many there seem to be.
+        copies: put each message together in memory of its own, as ``ProcessGroupReducer`` does.
+    """
+
+    def __init__(self, ranks: int, *, copies: bool) -> None:
+        super().__init__(ranks, "emulated-peers")
+        self._copies = copies
+
+    def begin(self, branches_KBTD: Tensor) -> Ready:
+        """The sum of what is held here."""
+        if not self._copies:
+            return super().begin(branches_KBTD)
+        total_1BTD = torch.empty_like(branches_KBTD[:1])
+        sum_branches(branches_KBTD, total_1BTD)
+        return Ready(total_1BTD)
 
 
 class InFlight(NamedTuple):

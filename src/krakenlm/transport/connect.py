@@ -26,9 +26,10 @@ from krakenlm.transport.collective import (
     Group,
     ProcessGroupReducer,
     WithoutCommunication,
+    WithoutPeers,
     gather_texts,
 )
-from krakenlm.transport.links import EmulatedLink, Link
+from krakenlm.transport.links import EmulatedLink, LinkModel
 from krakenlm.transport.shared_memory import (
     NoSharedMemoryError,
     SharedMemoryReducer,
@@ -68,7 +69,14 @@ class Connections(NamedTuple):
         names = (c.name for c in (self.everyone, self.streams, self.parts) if c is not None)
         return " and ".join(dict.fromkeys(filter(None, names)))
 
-    def over(self, link: Link, shard: Shard) -> "Connections":
+    @property
+    def takes(self) -> str:
+        """What emulated sums have taken from compute, for people; empty where that is nothing."""
+        every = (self.streams, self.parts, self.everyone)
+        said = (c.takes for c in every if isinstance(c, EmulatedLink))
+        return " and ".join(dict.fromkeys(filter(None, said)))
+
+    def over(self, link: LinkModel, shard: Shard) -> "Connections":
         """The same sums, no faster than over a modelled link."""
         outer = len(shard.outer_ranks)
         streams = EmulatedLink(self.streams, link, outer) if outer > 1 else self.streams
@@ -138,6 +146,13 @@ def without_communication(shard: Shard, name: str = "left out") -> Connections:
     silent = WithoutCommunication(shard.ranks, name)
     parts = silent if shard.tensor_parallel > 1 else None
     return Connections(silent, parts, silent)
+
+
+def emulated_peers(shard: Shard, device: torch.device) -> Connections:
+    """One rank alone, to be put ``over`` a modelled link to those that are not there."""
+    # Transports between CPUs copy where they send, which is left out like all their other work.
+    alone = WithoutPeers(shard.ranks, copies=device.type == "cuda")
+    return Connections(alone, alone if shard.tensor_parallel > 1 else None, alone)
 
 
 def _choose(group: Group, device: torch.device, transport: Transport) -> str:

@@ -12,15 +12,37 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from krakenlm.errors import KrakenError
 from krakenlm.model.reduce import Pending
-from krakenlm.transport.collective import Collective
+from krakenlm.transport.collective import Collective, WithoutPeers
+from krakenlm.transport.gpu_hold import DeviceLine
+from krakenlm.transport.gpu_share import GpuShare, of_ring
 
 _SLEEP_MARGIN_SECONDS = 0.0005
-_CALIBRATION_CYCLES = 20_000_000
+
+
+class Carriage(NamedTuple):
+    """How a link carries one sum.
+
+    Attributes:
+        on_wire: seconds that it keeps the link busy.
+        behind: seconds until the sum is there, after that.
+        share: what it takes of a GPU meanwhile.
+    """
+
+    on_wire: float
+    behind: float
+    share: GpuShare
+
+
+class LinkModel(Protocol):
+    """A link that is not there. Its text is what reports call it."""
+
+    def carry(self, nbytes: int, ranks: int) -> Carriage:
+        """An AllReduce of so many bytes over so many ranks."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +90,11 @@ class Link:
     def __str__(self) -> str:
         return f"gbps={self.gbps:g},latency_us={self.latency_us:g}"
 
+    def carry(self, nbytes: int, ranks: int) -> Carriage:
+        """As a ring does, on a GPU as NCCL's."""
+        share = of_ring(nbytes, ranks, self.gbps / 8)
+        return Carriage(self.seconds_on_wire(nbytes, ranks), self.seconds_behind(ranks), share)
+
     def seconds_on_wire(self, nbytes: int, ranks: int) -> float:
         """How long an AllReduce of ``nbytes`` keeps a rank's link busy."""
         return 2 * (ranks - 1) / ranks * nbytes * 8e-9 / self.gbps
@@ -81,7 +108,12 @@ class Link:
 class Line(Protocol):
     """The modelled link, as it carries one message after the other."""
 
-    def send(self, on_wire: float, behind: float) -> "Arrival":
+    @property
+    def takes(self) -> str:
+        """What sums take from compute meanwhile, for people; empty where that is nothing."""
+        ...
+
+    def send(self, on_wire: float, behind: float, share: GpuShare, nbytes: int) -> "Arrival":
         """Take a message that holds the wire so many seconds and arrives so many later."""
         ...
 
@@ -103,7 +135,7 @@ class EmulatedLink:
         ranks: how many share the sum.
     """
 
-    def __init__(self, inner: Collective, link: Link, ranks: int) -> None:
+    def __init__(self, inner: Collective, link: LinkModel, ranks: int) -> None:
         self._inner = inner
         self._link = link
         self._ranks = ranks
@@ -113,6 +145,11 @@ class EmulatedLink:
     def name(self) -> str:
         """What really carries the messages."""
         return self._inner.name
+
+    @property
+    def takes(self) -> str:
+        """What its sums have taken from compute, for people; empty where that is nothing."""
+        return "" if self._line is None else self._line.takes
 
     def begin(self, branches_KBTD: Tensor) -> "_HeldBack":
         """Start the real sum and note when the modelled one would be there."""
@@ -132,11 +169,11 @@ class EmulatedLink:
 
     def _send(self, x: Tensor, nbytes: int) -> Arrival:
         if self._line is None:
-            self._line = _DeviceLine() if x.is_cuda else _HostLine()
-        link = self._link
-        return self._line.send(
-            link.seconds_on_wire(nbytes, self._ranks), link.seconds_behind(self._ranks)
-        )
+            self._line = DeviceLine() if x.is_cuda else _HostLine()
+        on_wire, behind, share = self._link.carry(nbytes, self._ranks)
+        # What really sums takes its share by itself.
+        mine = share if isinstance(self._inner, WithoutPeers) else GpuShare()
+        return self._line.send(on_wire, behind, mine, nbytes)
 
 
 class _HeldBack(NamedTuple):
@@ -153,10 +190,12 @@ class _HeldBack(NamedTuple):
 class _HostLine:
     """By this process's clock."""
 
+    takes = ""
+
     def __init__(self) -> None:
         self._free = 0.0
 
-    def send(self, on_wire: float, behind: float) -> "_Moment":
+    def send(self, on_wire: float, behind: float, share: GpuShare, nbytes: int) -> "_Moment":
         begun = max(time.perf_counter(), self._free)
         self._free = begun + on_wire
         return _Moment(self._free + behind)
@@ -170,46 +209,3 @@ class _Moment(NamedTuple):
         while (left := self.seconds - time.perf_counter()) > 0:
             if left > 2 * _SLEEP_MARGIN_SECONDS:
                 time.sleep(left - _SLEEP_MARGIN_SECONDS)
-
-
-class _DeviceLine:
-    """On a GPU: one stream is the wire, another the flight behind it, and both just wait.
-
-    The host runs ahead of the device, so its clock says nothing; and kernels that wait can be part
-    of a CUDA graph. Not run yet.
-    """
-
-    def __init__(self) -> None:
-        # Of high priority, or a kernel that fills the device would delay the start of a wait.
-        self._wire = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-        self._flight = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-        self._cycles_a_second = _cycles_a_second()
-
-    def send(self, on_wire: float, behind: float) -> "_OnDevice":
-        self._wire.wait_stream(torch.cuda.current_stream())
-        self._spend(self._wire, on_wire)
-        self._flight.wait_stream(self._wire)
-        self._spend(self._flight, behind)
-        return _OnDevice(self._flight.record_event())
-
-    def _spend(self, stream: torch.cuda.Stream, seconds: float) -> None:
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(int(seconds * self._cycles_a_second))  # type: ignore[no-untyped-call]
-
-
-class _OnDevice(NamedTuple):
-    event: torch.cuda.Event
-
-    def wait(self) -> None:
-        torch.cuda.current_stream().wait_event(self.event)
-
-
-def _cycles_a_second() -> float:
-    """How fast the clock runs that ``torch.cuda._sleep`` counts."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    for _ in range(2):  # the first one also wakes the device up
-        start.record()
-        torch.cuda._sleep(_CALIBRATION_CYCLES)  # type: ignore[no-untyped-call]
-        end.record()
-        end.synchronize()
-    return 1000 * _CALIBRATION_CYCLES / start.elapsed_time(end)
