@@ -447,7 +447,7 @@ def test_a_report_round_trips_through_json(tmp_path, report):
 
 def test_the_json_has_the_keys_that_readers_rely_on():
     values = json.loads(json.dumps(made_up().to_json()))
-    assert (values["kind"], values["schema_version"]) == ("latency", 4)
+    assert (values["kind"], values["schema_version"]) == ("latency", 5)
     kraken = values["results"][3]
     assert kraken["ttft_ms"].keys() == {"median", "p10", "p90"}
     assert kraken["reduction_percent"] == pytest.approx(50.0)
@@ -515,7 +515,7 @@ def test_what_does_not_fit_the_schema_is_refused(tmp_path, kind, change, said):
         ("latency", lambda v: v["results"][0]["ttft_ms"].update(p50=1.0), "unknown key 'p50'"),
         ("latency", lambda v: v["results"][0].update(units="1,1"), "units='1,1'"),
         ("latency", lambda v: v["results"][0]["breakdown_ms"].update(norm="x"), "ms.norm='x'"),
-        ("latency", lambda v: v.update(schema_version=5), "of schema version 5, .* above 4"),
+        ("latency", lambda v: v.update(schema_version=6), "of schema version 6, .* above 5"),
         ("allreduce", lambda v: v["results"][0]["time_us"].pop("p90"), "p90 is missing"),
         ("allreduce", lambda v: v["results"][0].update(bytes=1.5), "bytes=1.5"),
         ("allreduce", lambda v: v.update(schema_version=3), "of schema version 3, .* above 2"),

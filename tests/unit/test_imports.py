@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engine", "integrations"}),
     frozenset({"train", "eval", "bench"}),
     frozenset({"plan"}),
-    frozenset({"adapt", "calibrate", "demo", "serving"}),
+    frozenset({"adapt", "calibrate", "demo", "emulation", "serving"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -31,7 +31,7 @@ from krakenlm.ranks.launch import Rank, launch
 from krakenlm.ranks.namespaces import Namespace
 from krakenlm.ranks.placement import Placement, check_placement
 from krakenlm.transport.connect import Transport
-from krakenlm.transport.links import Link
+from krakenlm.transport.links import LinkModel
 
 Timelines = dict[str, list[Event]]
 _SMALLER = "if memory is short, take a smaller --size or fewer --wirings at once; else " + REPORT
@@ -52,6 +52,7 @@ class Setup:
         device: ``auto``, ``cpu`` or ``cuda``.
         link: emulate this link; None uses what is there.
         emulate_peers: run rank 0's part alone; its peers are never late.
+        graph_prefill: replay captured passes for prompts as well.
         transport: what carries messages.
         threads: compute threads of a rank; None is one for each of its cores.
         placement: units of each group of ranks, of Kraken models.
@@ -71,8 +72,9 @@ class Setup:
     warm_up: int = 3
     dtype: str = "auto"
     device: DeviceType = "auto"
-    link: Link | None = None
+    link: LinkModel | None = None
     emulate_peers: bool = False
+    graph_prefill: bool = False
     transport: Transport = "auto"
     threads: int | None = None
     placement: Placement = None
@@ -94,6 +96,7 @@ class Setup:
             link=self.link,
             emulated_ranks=self.devices if self.emulate_peers else None,
             prefill_chunks=contender.prefill_chunks,
+            graph_prefill=self.graph_prefill,
         )
         if not contender.config.traits.depends_on_degree:
             return options
@@ -163,6 +166,8 @@ def measure(
         warm_up=setup.warm_up,
         link=REAL_LINK if setup.link is None else f"emulated: {setup.link}",
         transport=heard.end.transport,
+        emulation=_emulation(setup, heard.end.takes),
+        graph_prefill=setup.graph_prefill,
         placement=_in_words(setup.placement),
         tensor_parallel=setup.tensor_parallel,
         peak_rss_bytes=heard.end.peak_rss_bytes,
@@ -218,6 +223,7 @@ class _End(NamedTuple):
     """What rank 0 says after the last round; lists hold an entry a model, if asked for."""
 
     transport: str
+    takes: str
     peak_rss_bytes: tuple[int, ...]
     timelines: list[list[Event]]
     breakdowns: list[dict[str, float]]
@@ -231,7 +237,7 @@ class _Heard:
         self._last_model = last_model
         self.start: _Start | None = None
         self.timings: list[Timing] = []
-        self.end = _End("", (), [], [])
+        self.end = _End("", "", (), [], [])
 
     def __call__(self, message: _Start | Timing | _End) -> None:
         if isinstance(message, _Start):
@@ -278,7 +284,9 @@ def _measure_on_rank(rank: Rank, contenders: Sequence[Contender], setup: Setup) 
         breakdowns = [measure_breakdown(runner) for runner in runners] if setup.breakdown else []
     carriers = dict.fromkeys(runner.engine.connections.transport for runner in runners)
     peaks = tuple(gathered(rank, peak_rss_bytes()))
-    emit(_End(" and ".join(carriers), peaks, timelines, breakdowns))
+    takes = dict.fromkeys(runner.engine.connections.takes for runner in runners)
+    said = " and ".join(filter(None, takes))
+    emit(_End(" and ".join(carriers), said, peaks, timelines, breakdowns))
 
 
 def _units(rank: Rank, engine: Engine) -> tuple[int, ...]:
@@ -325,6 +333,14 @@ def _engine(contender: Contender, rank: Rank, dtype: torch.dtype, options: Engin
     if contender.model is None:
         return Engine.random(contender.config, rank, dtype, options)
     return Engine.load(contender.model, rank, dtype, options, config=contender.config)
+
+
+def _emulation(setup: Setup, takes: str) -> str | None:
+    """What was not there; None where everything was."""
+    if not setup.emulate_peers:
+        return takes or None
+    ranks = f"emulated: one rank of {setup.devices} alone"
+    return f"{ranks}; {takes}" if takes else ranks
 
 
 def _in_words(placement: Placement) -> str | None:

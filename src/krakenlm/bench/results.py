@@ -10,7 +10,7 @@ from krakenlm.environment import Environment
 from krakenlm.spread import Quantiles
 from krakenlm.strict import read_report
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 REAL_LINK = "real"
 BASELINE: WiringName = "standard"
 """The wiring that speedups are over."""
@@ -116,6 +116,8 @@ class LatencyReport:
         warm_up: rounds before those that count.
         link: ``real``, or ``emulated: `` and the model's numbers.
         transport: what carried the messages.
+        emulation: what was not there of ranks and sums, and what stood for it.
+        graph_prefill: prompts were captured passes as well.
         placement: as asked for; it applies to Kraken.
         tensor_parallel: ranks that share a Kraken sub-layer.
         peak_rss_bytes: most memory that each rank's process ever held, all models together.
@@ -138,6 +140,8 @@ class LatencyReport:
     warm_up: int | None = None
     link: str | None = None
     transport: str | None = None
+    emulation: str | None = None
+    graph_prefill: bool = False
     placement: str | None = None
     tensor_parallel: int | None = None
     peak_rss_bytes: tuple[int, ...] | None = None
@@ -149,7 +153,7 @@ class LatencyReport:
             return f"{self.dtype}; 1 device; {self.environment}"
         link = None if self.link is None else link_in_words(self.link)
         devices = f"{self.devices} devices"
-        parts = (link, self.transport, self.dtype, devices, str(self.environment))
+        parts = (link, self.transport, self.dtype, devices, str(self.environment), self.emulation)
         return "; ".join(part for part in parts if part)
 
     def to_json(self) -> dict[str, Any]:
@@ -189,7 +193,8 @@ def in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
     """Without what follows from the rest, and as one of this version where it is older.
 
     Version 1 knew the first token of one model a wiring, and speedups of medians. Up to version 2
-    no kind was written, and up to version 3 all weights were random.
+    no kind was written, up to version 3 all weights were random, and up to version 4 nothing was
+    said of emulation.
     """
     values = dict(values.get("first_token", values))
     version = values["schema_version"]
@@ -203,6 +208,6 @@ def in_this_layout(values: dict[str, Any]) -> dict[str, Any]:
         values["results"] = [{"label": entry["wiring"], **entry} for entry in results]
     if version in (1, 2) and "kind" not in values:
         values |= {"kind": "latency", "schema_version": SCHEMA_VERSION}
-    if version == 3:
+    if version in (3, 4):
         values["schema_version"] = SCHEMA_VERSION
     return values

@@ -1,16 +1,21 @@
-"""``krakenlm bench``: latency of models against each other, and of the sums beneath them."""
+"""``krakenlm bench latency``: models against each other, on the same ranks."""
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from krakenlm.cli.bench_outputs import (
+    check_outputs,
+    check_pictures,
+    command,
+    number_of,
+    progress,
+    say_written,
+)
 from krakenlm.cli.options import (
     DeviceOption,
-    LinkOption,
     TensorParallelOption,
     ThreadsOption,
     TransportOption,
@@ -19,7 +24,6 @@ from krakenlm.cli.options import (
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
-    from krakenlm.bench.allreduce import Sweep
     from krakenlm.bench.latency import Measured, Setup
     from krakenlm.bench.models import Contender
     from krakenlm.bench.results import LatencyReport
@@ -65,6 +69,29 @@ _NumItersWarmup = Annotated[int, typer.Option(help="Rounds before them.")]
 _DType = Annotated[
     str,
     typer.Option(help="auto (bfloat16 where the device has it), float32, bfloat16, float16."),
+]
+_Link = Annotated[
+    str,
+    typer.Option(
+        metavar="real|LINK|NAME",
+        help="real, a link to emulate, such as gbps=1,latency_us=50, or one of the planner's: "
+        "nvswitch-a100, nvswitch-h100, pcie4, pcie5, 100gbe, ...",
+    ),
+]
+_AllReduce = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KERNEL",
+        help="How sums are made over one of the planner's links: nccl, one-shot, multimem, "
+        "sockets, or fastest.",
+        show_default="the link's usual one",
+    ),
+]
+_GraphPrefill = Annotated[
+    bool,
+    typer.Option(
+        "--graph-prefill", help="Replay captured passes for prompts too, on GPUs as CUDA graphs."
+    ),
 ]
 _EmulatePeers = Annotated[
     bool,
@@ -124,8 +151,10 @@ def latency(
     num_iters_warmup: _NumItersWarmup = 3,
     dtype: _DType = "auto",
     device: DeviceOption = "auto",
-    link: LinkOption = "real",
+    link: _Link = "real",
+    allreduce: _AllReduce = None,
     emulate_peers: _EmulatePeers = False,
+    graph_prefill: _GraphPrefill = False,
     transport: TransportOption = "auto",
     threads: ThreadsOption = None,
     prefill_chunks: _PrefillChunks = "1",
@@ -141,11 +170,11 @@ def latency(
 ) -> None:
     """Time the first token and those after it, several architectures on the same ranks."""
     from krakenlm.bench.latency import Setup
+    from krakenlm.emulation.profile_link import read_link
     from krakenlm.ranks.placement import parse_placement
-    from krakenlm.transport.links import Link
 
     setup = Setup(
-        devices=_number_of(devices),
+        devices=number_of(devices),
         input_len=input_len,
         output_len=output_len,
         batch_size=batch_size,
@@ -153,8 +182,9 @@ def latency(
         warm_up=num_iters_warmup,
         dtype=dtype,
         device=device,  # type: ignore[arg-type]  # checked with the rest
-        link=Link.parse(link),
+        link=read_link(link, allreduce),
         emulate_peers=emulate_peers,
+        graph_prefill=graph_prefill,
         transport=transport,  # type: ignore[arg-type]  # likewise
         threads=threads,
         placement=None if placement is None else parse_placement(placement),
@@ -165,47 +195,6 @@ def latency(
     chosen = _Chosen(model, size, wirings, kraken, sublayers)
     models = _models(chosen, setup, positive_numbers("--prefill-chunks", prefill_chunks))
     _run_latency(models, setup, chosen, _Outputs(output_json, plot, trace, breakdown_plot))
-
-
-@app.command()
-def allreduce(
-    devices: _Devices = None,
-    dtype: Annotated[
-        str, typer.Option(help="Of messages; process groups sum float32 as well.")
-    ] = "bfloat16",
-    min_bytes: Annotated[str, typer.Option(metavar="BYTES", help="Smallest message.")] = "1K",
-    max_bytes: Annotated[
-        str, typer.Option(metavar="BYTES", help="Largest message; sizes double up to it.")
-    ] = "4M",
-    transports: Annotated[
-        str,
-        typer.Option(
-            metavar="all|LIST",
-            help="all that work here, or some of shared-memory, sockets, process-group, "
-            "symmetric-memory.",
-        ),
-    ] = "all",
-    num_iters: Annotated[int, typer.Option(help="Timed sums of each size.")] = 20,
-    device: DeviceOption = "auto",
-    link: LinkOption = "real",
-    output_json: _OutputJson = None,
-) -> None:
-    """Time sums over the ranks; the columns are those of nccl-tests."""
-    from krakenlm.bench.allreduce import Sweep, parse_bytes, parse_transports
-    from krakenlm.transport.links import Link
-
-    sweep = Sweep(
-        devices=_number_of(devices),
-        dtype=dtype,
-        min_bytes=parse_bytes("--min-bytes", min_bytes),
-        max_bytes=parse_bytes("--max-bytes", max_bytes),
-        transports=parse_transports(transports),
-        iterations=num_iters,
-        device=device,  # type: ignore[arg-type]  # checked with the rest
-        link=Link.parse(link),
-        only_what_works=transports == "all",
-    )
-    _run_allreduce(sweep, output_json)
 
 
 class _Outputs(NamedTuple):
@@ -266,16 +255,20 @@ def _run_latency(
     from krakenlm.bench.latency import check, measure
 
     check(models, setup)
-    _check_pictures(outputs.plot, outputs.breakdown_plot)
-    _check_outputs(*outputs)
+    check_pictures(outputs.plot, outputs.breakdown_plot)
+    check_outputs(*outputs)
+    if setup.emulate_peers:
+        _say_what_it_needs(models, setup)
     prompts = "" if setup.batch_size == 1 else f"{setup.batch_size} prompts of "
     title = f"{chosen.name}: {prompts}{setup.input_len} tokens in, {setup.output_len} out"
-    with _progress("timing", setup.rounds) as advance:
+    if setup.emulate_peers:
+        title += ", emulated"
+    with progress("timing", setup.rounds) as advance:
         measured = measure(
             models,
             setup,
             title=title,
-            command=_command(),
+            command=command(),
             size=chosen.name if chosen.model is None else None,
             model=chosen.model,
             on_round=advance,
@@ -283,6 +276,13 @@ def _run_latency(
     if measured is not None:
         _show(measured.report)
         _write(measured, outputs)
+
+
+def _say_what_it_needs(models: Sequence["Contender"], setup: "Setup") -> None:
+    from krakenlm.console import print_note
+    from krakenlm.emulation.footprint import check_fits
+
+    print_note(check_fits(models, setup))
 
 
 def _show(report: "LatencyReport") -> None:
@@ -308,7 +308,7 @@ def _write(measured: "Measured", outputs: _Outputs) -> None:
         write_json(outputs.trace, chrome_trace(timelines, report))
     if outputs.plot is not None or outputs.breakdown_plot is not None:
         _draw(report, outputs)
-    _say_written(*outputs)
+    say_written(*outputs)
 
 
 def _draw(report: "LatencyReport", outputs: _Outputs) -> None:
@@ -320,81 +320,8 @@ def _draw(report: "LatencyReport", outputs: _Outputs) -> None:
         draw_breakdowns(report, outputs.breakdown_plot)
 
 
-def _run_allreduce(sweep: "Sweep", output_json: Path | None) -> None:
-    from krakenlm.bench.allreduce import measure_allreduce, nccl_table
-    from krakenlm.console import print_note, results
-    from krakenlm.files import write_json
-
-    _check_outputs(output_json)
-    report = measure_allreduce(sweep, command=_command(), on_note=print_note)
-    if report is None:
-        return
-    results.print(nccl_table(report), markup=False)
-    if output_json is not None:
-        write_json(output_json, report.to_json())
-    _say_written(output_json)
-
-
-def _number_of(devices: int | None) -> int:
-    from krakenlm.ranks.launch import under_torchrun, world_size
-
-    if devices is not None:
-        return devices
-    return world_size() if under_torchrun() else 2
-
-
 def _sublayers_for(setup: "Setup") -> int:
     """One a group of ranks, but two at least; or as many as the placement has."""
     if isinstance(setup.placement, tuple):
         return sum(setup.placement)
     return max(2, setup.devices // max(setup.tensor_parallel, 1))
-
-
-def _check_pictures(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and path.suffix.lower() != ".png":
-            raise KrakenError(f"cannot draw {path}: pictures are PNG: give it the ending .png")
-
-
-class _TriedError(Exception):
-    """A file could be written."""
-
-
-def _check_outputs(*paths: Path | None) -> None:
-    """Refuse what cannot be written before time is spent on measuring."""
-    from krakenlm.files import whole_file
-    from krakenlm.ranks.launch import is_first_process
-
-    for path in paths:
-        if path is None or not is_first_process():
-            continue
-        if path.is_dir():
-            raise KrakenError(f"cannot write {path}: it is a folder: name a file in it")
-        with contextlib.suppress(_TriedError), whole_file(path):
-            raise _TriedError
-
-
-def _say_written(*paths: Path | None) -> None:
-    from krakenlm.console import notes
-
-    for path in paths:
-        if path is not None:
-            notes.print(f"wrote {path}", markup=False)
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    from krakenlm.ranks.launch import is_first_process
-
-    if not is_first_process():
-        yield lambda: None
-        return
-    from krakenlm.console import progress_bar
-
-    with progress_bar() as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
-
-
-def _command() -> list[str]:
-    return ["krakenlm", *sys.argv[1:]]

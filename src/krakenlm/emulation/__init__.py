@@ -1,0 +1,1 @@
+"""One device that stands for several: the planner's links held on it, and the paper's grid."""

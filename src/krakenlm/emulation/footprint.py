@@ -1,0 +1,166 @@
+"""What one rank's part of some models needs on its device, before anything is made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from krakenlm.bench.latency import Setup
+from krakenlm.bench.models import Contender
+from krakenlm.bench.ranks import dtype_on
+from krakenlm.errors import KrakenError
+from krakenlm.model.shard import split
+from krakenlm.plan.memory import cache_bytes, weight_bytes
+from krakenlm.plan.trace import Pass, trace
+from krakenlm.ranks.devices import name_of
+
+_LIBRARIES = 3 * 2**28
+"""Workspaces of cuBLAS, and what sums are held with."""
+_NOT_ON_A_DEVICE = 2**29
+"""Left to this process and to others on the same host, where that is the device."""
+
+
+class Footprint(NamedTuple):
+    """Bytes of one rank's part of one model.
+
+    Attributes:
+        weights: embeddings and its rows of the head included.
+        caches: for a run with communication, and for one without.
+        captured: buffers of captured passes over prompts, which stay.
+        buffers: others, which models that take turns use again.
+    """
+
+    weights: int
+    caches: int
+    captured: int
+    buffers: int
+
+
+def footprint(contender: Contender, setup: Setup, dtype: torch.dtype) -> Footprint:
+    """Of rank 0, which holds most.
+
+    Args:
+        contender: the model.
+        setup: how it is run.
+        dtype: of weights, cache and messages.
+    """
+    options = setup.options(contender)
+    assert options.placement != "auto", "nobody is there to be measured"
+    shard = split(
+        contender.config,
+        setup.devices,
+        placement=options.placement,
+        tensor_parallel=options.tensor_parallel,
+    )[0]
+    which = Pass(setup.batch_size, setup.input_len, chunks=contender.prefill_chunks)
+    buffers = trace(shard, which, dtype).peak_bytes
+    positions = setup.input_len + setup.output_len
+    cache = cache_bytes(shard, dtype.itemsize, batch=setup.batch_size, positions=positions)
+    captured = 2 * buffers if setup.graph_prefill else 0
+    return Footprint(weight_bytes(shard, dtype.itemsize), 2 * cache, captured, buffers)
+
+
+def needed(parts: Sequence[Footprint]) -> int:
+    """Bytes of several models at once, that take turns."""
+    stays = sum(part.weights + part.caches + part.captured for part in parts)
+    return stays + max(part.buffers for part in parts) + _LIBRARIES
+
+
+class Room(NamedTuple):
+    """What is free.
+
+    Attributes:
+        where: for people.
+        free: bytes; None where the system does not say.
+    """
+
+    where: str
+    free: int | None
+
+
+def room_on(device: torch.device) -> Room:
+    """What a device has left for one rank."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return Room(torch.cuda.get_device_name(device), free)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (found,) = (line for line in lines if line.startswith("MemAvailable:"))
+        return Room("this host", 1024 * int(found.split()[1]) - _NOT_ON_A_DEVICE)
+    except (OSError, ValueError):
+        return Room("this host", None)
+
+
+def device_of(setup: Setup) -> torch.device:
+    """Where one rank runs alone."""
+    wants_gpu = setup.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if wants_gpu else torch.device("cpu")
+
+
+class Needs(NamedTuple):
+    """What some models need at once.
+
+    Attributes:
+        nbytes: of memory.
+        text: the same for people.
+    """
+
+    nbytes: int
+    text: str
+
+
+def needs(contenders: Sequence[Contender], setup: Setup, dtype: torch.dtype) -> Needs:
+    """Of models that take turns on one device, each as one rank's part."""
+    parts: list[Footprint] = []
+    weights: dict[str, int] = {}
+    for contender in contenders:
+        part = footprint(contender, setup, dtype)
+        # Models that differ in chunks alone share their weights.
+        parts.append(part._replace(weights=0) if contender.label in weights else part)
+        weights.setdefault(contender.label, part.weights)
+    total = needed(parts)
+    listed = ", ".join(f"{label} {_gib(nbytes)}" for label, nbytes in weights.items())
+    return Needs(
+        total,
+        f"one rank of {setup.devices} needs about {_gib(total)} GiB in {name_of(dtype)} (weights: "
+        f"{listed})",
+    )
+
+
+def lacking(need: Needs, room: Room) -> str | None:
+    """Why that does not fit, for people; None where it does, or nobody knows."""
+    if room.free is None or need.nbytes <= room.free:
+        return None
+    return f"{need.text}, and {room.where} has {_gib(room.free)} GiB free"
+
+
+def check_fits(contenders: Sequence[Contender], setup: Setup, room: Room | None = None) -> str:
+    """Say what the models need at once, or refuse what does not fit.
+
+    Args:
+        contenders: the models.
+        setup: how they are run.
+        room: what there is; by default what the device says.
+
+    Returns:
+        One line for people.
+
+    Raises:
+        KrakenError: more than is free.
+    """
+    device = device_of(setup)
+    room = room or room_on(device)
+    need = needs(contenders, setup, dtype_on(device, setup.dtype))
+    refusal = lacking(need, room)
+    if refusal is not None:
+        raise KrakenError(
+            f"{refusal}: take fewer models at once, a smaller --size or more --devices"
+        )
+    if room.free is None:
+        return need.text
+    return f"{need.text} of {_gib(room.free)} free on {room.where}"
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f}"
