@@ -14,6 +14,8 @@ import typer
 from krakenlm.cli import (
     adapt,
     bench,
+    bench_allreduce,
+    bench_grid,
     bench_serve,
     calibrate,
     compare,
@@ -58,7 +60,8 @@ for command in (
 app.command("eval")(evaluate.evaluate)
 for server in (serve.serve, hf_serve.hf_serve):  # their flags are partly another program's
     app.command(context_settings={"ignore_unknown_options": True})(server)
-bench.app.command()(bench_serve.serve)
+for measured in (bench_allreduce.allreduce, bench_serve.serve, bench_grid.paper_grid):
+    bench.app.command()(measured)
 app.add_typer(bench.app)
 
 # Options that take several values after one flag, as in `--text a.txt b.txt`.

@@ -111,7 +111,8 @@ _PrefillChunks = Annotated[
 _GraphPrefill = Annotated[
     bool,
     typer.Option(
-        "--graph-prefill", help="Prompts run as a CUDA graph too, which the engine does not do yet."
+        "--graph-prefill",
+        help="Prompts run as a CUDA graph too, as in `krakenlm bench latency --graph-prefill`.",
     ),
 ]
 _Parts = Annotated[bool, typer.Option("--parts", help="Also show what a prefill consists of.")]
