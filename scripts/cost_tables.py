@@ -1,7 +1,7 @@
-"""Write the tables of numbers in docs/costs.md and docs/architecture.md.
+"""Write the tables of numbers in docs/costs.md, docs/architecture.md and docs/emulation.md.
 
-Every number comes from ``krakenlm.config`` and ``krakenlm.model.shard``. A test compares the
-committed tables with what this script makes.
+Every number comes from ``krakenlm.config``, ``krakenlm.model.shard`` and ``krakenlm.emulation``. A
+test compares the committed tables with what this script makes.
 
     python scripts/cost_tables.py
 """
@@ -9,6 +9,9 @@ committed tables with what this script makes.
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from krakenlm.bench.latency import Setup
 from krakenlm.config import (
     WIRINGS,
     ModelConfig,
@@ -20,11 +23,14 @@ from krakenlm.config import (
     model_config,
     relative_difference,
 )
+from krakenlm.emulation.cases import Case, Grid
+from krakenlm.emulation.footprint import needs
 from krakenlm.model.shard import split
+from krakenlm.transport.links import Link
 from markers import markdown, rewrite
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = (DOCS / "costs.md", DOCS / "architecture.md")
+PAGES = (DOCS / "costs.md", DOCS / "architecture.md", DOCS / "emulation.md")
 
 # The published configurations, with the baseline and N of each.
 PUBLISHED = (
@@ -283,6 +289,31 @@ def _millions(count: float) -> str:
     return f"{count / 1e6:,.1f} M"
 
 
+def one_ranks_memory() -> str:
+    """What a device needs that stands for several, in the paper's largest cells."""
+    kraken, standard = Case("", 0, 2048, "kraken"), slice(0, 1)
+    rows = []
+    for name, size, models in (
+        ("65B standard and hardware-friendly Kraken", "65B", slice(0, 2)),
+        ("175B standard", "175B", standard),
+        ("175B standard and hardware-friendly Kraken", "175B", slice(0, 2)),
+    ):
+        cells = []
+        for n in (8, 4):
+            setup = Setup(
+                devices=n,
+                input_len=kraken.input_len,
+                output_len=1,
+                emulate_peers=True,
+                link=Link(gbps=1.0),
+                graph_prefill=True,
+            )
+            together = Grid().models(kraken._replace(size=size, devices=n))[models]
+            cells.append(f"{needs(together, setup, torch.float16).nbytes / 2**30:.0f} GiB")
+        rows.append([name, *cells])
+    return markdown(["models at once", "on 8 devices", "on 4 devices"], rows, numbers=True)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "allreduces": allreduces,
     "derived": derived,
@@ -293,6 +324,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "alternatives-large": alternatives_large,
     "per-rank": per_rank,
     "placement": placement,
+    "one-ranks-memory": one_ranks_memory,
 }
 
 if __name__ == "__main__":
