@@ -1,5 +1,9 @@
 """Prompts whose pass is captured and replayed, against the same operator by operator."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -67,6 +71,26 @@ def test_a_wrapped_pass_is_not_captured():
         session.prefill(lambda index, block: seen.append(index) or block)
         session.prefill(lambda index, block: seen.append(index) or block)
     assert seen == [0, 1, 2] * 2
+
+
+def test_what_a_graph_reads_outlives_its_capture(monkeypatch):
+    """A CUDA graph knows addresses alone: it keeps no tensor that its pass was given."""
+    read: list[weakref.ref] = []
+    real = session_module.PrefillCore
+
+    def noted(cache, start, kept_B):
+        read.append(weakref.ref(kept_B))
+        return real(cache, start, kept_B)
+
+    monkeypatch.setattr(session_module, "PrefillCore", noted)
+    monkeypatch.setattr(
+        session_module, "capture", lambda run, device: SimpleNamespace(result=run(lambda r: r))
+    )
+    captured, _ = engine_of(prefill_chunks=2)
+    with captured.session(prompts(6), 1) as session:
+        session.prefill()
+        gc.collect()
+        assert len(read) == 2 and all(tensor() is not None for tensor in read)
 
 
 def test_sums_are_counted_once_however_often_a_capture_runs(monkeypatch):

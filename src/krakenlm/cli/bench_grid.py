@@ -82,7 +82,7 @@ _TimeLimit = Annotated[
         metavar="SECONDS", help="Begin no case that would not end by then.", show_default="none"
     ),
 ]
-_Threads = Annotated[int | None, typer.Option(help="Compute threads, on a CPU.", show_default="1")]
+_Threads = Annotated[int, typer.Option(help="Compute threads, on a CPU.")]
 
 
 def paper_grid(
@@ -100,7 +100,7 @@ def paper_grid(
     num_iters: _NumIters = 5,
     num_iters_warmup: _NumItersWarmup = 2,
     time_limit: _TimeLimit = None,
-    threads: _Threads = None,
+    threads: _Threads = 1,
 ) -> None:
     """Time the paper's grid with the kernels of one rank, and the planner beside it.
 
@@ -133,7 +133,8 @@ def paper_grid(
 def _run(folder: Path, grid: "Grid", machine: "Machine", effort: "Effort") -> None:
     from krakenlm.console import console_for_tables, print_note
     from krakenlm.emulation.run import PICTURE, SUMMARY, check_run, run_grid
-    from krakenlm.emulation.tables import WIDTH, grid_table, remarks
+    from krakenlm.emulation.tables import grid_table, remarks
+    from krakenlm.plan.tables import WIDTH
 
     check_run(grid, machine, effort)
     with progress("measuring", len(grid.cases())) as advance:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from krakenlm.bench.figures import WIRING_COLOURS
-from krakenlm.emulation.report import Bar, GridReport
+from krakenlm.emulation.report import GridReport
 from krakenlm.files import whole_file
 
 _WIDTH = 0.8
@@ -21,11 +21,11 @@ def draw_grid(report: GridReport, target: Path) -> None:
         report: the grid; cases that were not measured are gaps.
         target: the PNG.
     """
-    grid, bars = report.grid, report.bars()
+    grid = report.grid
     figure = Figure(figsize=(11, 1.0 + 2.6 * len(grid.devices)), layout="constrained")
     rows = figure.subplots(len(grid.devices), 1, squeeze=False, sharex=True)[:, 0]
     for axes, devices in zip(rows, grid.devices, strict=True):
-        _draw(axes, [bar for bar in bars if bar.case.devices == devices], report)
+        _draw(axes, devices, report)
         axes.set_title(f"{devices}-way", loc="left", fontsize=10)
     shown: dict[str, Artist] = {}
     for axes in rows:  # a wiring may have been measured in one of them only
@@ -47,24 +47,28 @@ def draw_grid(report: GridReport, target: Path) -> None:
         figure.savefig(partial, dpi=150, metadata={"Software": None})
 
 
-def _draw(axes: Axes, bars: list[Bar], report: GridReport) -> None:
+def _draw(axes: Axes, devices: int, report: GridReport) -> None:
     grid = report.grid
     cells = [(size, tokens) for size in grid.sizes for tokens in grid.input_lens]
     width = _WIDTH / len(grid.wirings)
     for index, wiring in enumerate(grid.wirings):
-        mine = {(b.case.size, b.case.input_len): b for b in bars if b.case.wiring == wiring}
+        mine = {
+            (case.size, case.input_len): pair
+            for case, pair in report.pairs.items()
+            if (case.wiring, case.devices) == (wiring, devices)
+        }
         if not mine:
             continue
         at = {cell: place - _WIDTH / 2 + (index + 0.5) * width for place, cell in enumerate(cells)}
         colour = WIRING_COLOURS.get(wiring.partition("/")[0].partition(":")[0], f"C{index}")
         axes.bar(
             [at[cell] for cell in mine],
-            [bar.measured for bar in mine.values()],
+            [pair.speedup for pair in mine.values()],
             width,
             color=colour,
             label=f"{wiring}, emulated",
         )
-        planned = [(at[cell], bar.planned) for cell, bar in mine.items() if bar.planned is not None]
+        planned = [(at[cell], p.planned_speedup) for cell, p in mine.items() if p.planned_speedup]
         if planned:
             axes.plot(*zip(*planned, strict=True), "o", color="black", markersize=3)
     axes.axhline(1.0, color="#7f7f7f", linewidth=1)

@@ -11,9 +11,9 @@ from krakenlm.bench.models import Contender
 from krakenlm.bench.ranks import dtype_on
 from krakenlm.errors import KrakenError
 from krakenlm.model.shard import split
-from krakenlm.plan.memory import cache_bytes, weight_bytes
+from krakenlm.plan.memory import Memory, memory_of
 from krakenlm.plan.trace import Pass, trace
-from krakenlm.ranks.devices import name_of
+from krakenlm.ranks.devices import device_of, name_of
 
 _LIBRARIES = 3 * 2**28
 """Workspaces of cuBLAS, and what sums are held with."""
@@ -21,23 +21,7 @@ _NOT_ON_A_DEVICE = 2**29
 """Left to this process and to others on the same host, where that is the device."""
 
 
-class Footprint(NamedTuple):
-    """Bytes of one rank's part of one model.
-
-    Attributes:
-        weights: embeddings and its rows of the head included.
-        caches: for a run with communication, and for one without.
-        captured: buffers of captured passes over prompts, which stay.
-        buffers: others, which models that take turns use again.
-    """
-
-    weights: int
-    caches: int
-    captured: int
-    buffers: int
-
-
-def footprint(contender: Contender, setup: Setup, dtype: torch.dtype) -> Footprint:
+def memory(contender: Contender, setup: Setup, dtype: torch.dtype) -> Memory:
     """Of rank 0, which holds most.
 
     Args:
@@ -54,17 +38,13 @@ def footprint(contender: Contender, setup: Setup, dtype: torch.dtype) -> Footpri
         tensor_parallel=options.tensor_parallel,
     )[0]
     which = Pass(setup.batch_size, setup.input_len, chunks=contender.prefill_chunks)
-    buffers = trace(shard, which, dtype).peak_bytes
-    positions = setup.input_len + setup.output_len
-    cache = cache_bytes(shard, dtype.itemsize, batch=setup.batch_size, positions=positions)
-    captured = 2 * buffers if setup.graph_prefill else 0
-    return Footprint(weight_bytes(shard, dtype.itemsize), 2 * cache, captured, buffers)
-
-
-def needed(parts: Sequence[Footprint]) -> int:
-    """Bytes of several models at once, that take turns."""
-    stays = sum(part.weights + part.caches + part.captured for part in parts)
-    return stays + max(part.buffers for part in parts) + _LIBRARIES
+    return memory_of(
+        shard,
+        dtype.itemsize,
+        batch=setup.batch_size,
+        positions=setup.input_len + setup.output_len,
+        buffers=trace(shard, which, dtype).peak_bytes,
+    )
 
 
 class Room(NamedTuple):
@@ -92,12 +72,6 @@ def room_on(device: torch.device) -> Room:
         return Room("this host", None)
 
 
-def device_of(setup: Setup) -> torch.device:
-    """Where one rank runs alone."""
-    wants_gpu = setup.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if wants_gpu else torch.device("cpu")
-
-
 class Needs(NamedTuple):
     """What some models need at once.
 
@@ -112,14 +86,15 @@ class Needs(NamedTuple):
 
 def needs(contenders: Sequence[Contender], setup: Setup, dtype: torch.dtype) -> Needs:
     """Of models that take turns on one device, each as one rank's part."""
-    parts: list[Footprint] = []
-    weights: dict[str, int] = {}
+    weights: dict[str, int] = {}  # models that differ in chunks alone share theirs
+    stays = buffers = 0
     for contender in contenders:
-        part = footprint(contender, setup, dtype)
-        # Models that differ in chunks alone share their weights.
-        parts.append(part._replace(weights=0) if contender.label in weights else part)
-        weights.setdefault(contender.label, part.weights)
-    total = needed(parts)
+        part = memory(contender, setup, dtype)
+        weights[contender.label] = part.weights
+        # Each runs with communication and without, with a cache and captured passes for both.
+        stays += 2 * (part.cache + (part.buffers if setup.graph_prefill else 0))
+        buffers = max(buffers, part.buffers)
+    total = sum(weights.values()) + stays + buffers + _LIBRARIES
     listed = ", ".join(f"{label} {_gib(nbytes)}" for label, nbytes in weights.items())
     return Needs(
         total,
@@ -149,7 +124,7 @@ def check_fits(contenders: Sequence[Contender], setup: Setup, room: Room | None 
     Raises:
         KrakenError: more than is free.
     """
-    device = device_of(setup)
+    device = device_of(setup.device)
     room = room or room_on(device)
     need = needs(contenders, setup, dtype_on(device, setup.dtype))
     refusal = lacking(need, room)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,12 +10,11 @@ import torch
 from krakenlm.bench.ranks import dtype_on, gpu_name
 from krakenlm.emulation.profile_link import ProfileLink
 from krakenlm.environment import Environment, cores_here
-from krakenlm.errors import KrakenError
 from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.link import FASTEST, LinkProfile
 from krakenlm.plan.paper_grid import LINK
 from krakenlm.plan.planner import Setup as PlanSetup
-from krakenlm.ranks.devices import check_device, check_dtype, name_of
+from krakenlm.ranks.devices import check_device, check_dtype, device_of, name_of
 
 _BY_NAME = {
     "H200": "h200",
@@ -44,7 +44,7 @@ class Machine:
     dtype: str
     profile: DeviceProfile | None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """As reports have it."""
         return Environment.here(cores=len(cores_here()), gpu=gpu_name(self.device)).machine
@@ -89,7 +89,7 @@ def machine_at(
     """
     check_device(name)
     check_dtype(dtype)
-    device = _device(name)
+    device = device_of(name)  # type: ignore[arg-type]  # checked above
     known_as = _profile_of(device)
     profile = profiles.get("device") or known_as
     if link is not None:
@@ -110,14 +110,6 @@ def machine_at(
         dtype=dtype,
         profile=profile,
     )
-
-
-def _device(name: str) -> torch.device:
-    if name != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if name == "cuda":
-        raise KrakenError("--device cuda: there is no GPU here: leave it out, or use --device cpu")
-    return torch.device("cpu")
 
 
 def _profile_of(device: torch.device) -> DeviceProfile | None:

@@ -6,7 +6,7 @@ What is there already is read and not measured again.
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,16 +32,17 @@ class Effort:
     Attributes:
         iterations: rounds that count.
         warm_up: rounds before them.
-        threads: compute threads, on a CPU; None is one.
+        threads: compute threads, on a CPU.
         seconds: no case is begun that would not end by then; None is as long as it takes.
     """
 
     iterations: int = 5
     warm_up: int = 2
-    threads: int | None = None
+    threads: int = 1
     seconds: float | None = None
 
 
+@dataclass(kw_only=True)
 class Found:
     """What is known of a grid so far.
 
@@ -51,10 +52,9 @@ class Found:
         left: those that no time was left for.
     """
 
-    def __init__(self) -> None:
-        self.reports: dict[Case, LatencyReport] = {}
-        self.skipped: dict[Case, str] = {}
-        self.left: list[Case] = []
+    reports: dict[Case, LatencyReport] = field(default_factory=dict)
+    skipped: dict[Case, str] = field(default_factory=dict)
+    left: list[Case] = field(default_factory=list)
 
 
 def measure_grid(
@@ -80,7 +80,8 @@ def measure_grid(
         KrakenError: the folder holds cases that were measured otherwise.
     """
     begun = time.monotonic()
-    found, took = Found(), dict.fromkeys(grid.sizes, 0.0)
+    found = Found()
+    took: dict[str, float] = {}
     cases = grid.cases()
     for case in cases:
         if (folder / case.file_name).is_file():
@@ -90,7 +91,9 @@ def measure_grid(
         if case in found.reports:
             continue
         start = time.monotonic()
-        if effort.seconds is not None and start + took[case.size] > begun + effort.seconds:
+        # The first case of a size is taken to be as long as the longest of those before it.
+        expected = took.get(case.size, max(took.values(), default=0.0))
+        if effort.seconds is not None and start + expected > begun + effort.seconds:
             found.left = [c for c in cases[index:] if c not in found.reports]
             on_case(found)
             return
@@ -106,9 +109,6 @@ def measure_grid(
 
 def setup_of(grid: Grid, case: Case, machine: Machine, effort: Effort) -> Setup:
     """How a case is run."""
-    threads = effort.threads
-    if machine.device.type == "cpu" and threads is None:
-        threads = 1
     return Setup(
         devices=case.devices,
         input_len=grid.tokens(case.input_len),
@@ -120,7 +120,7 @@ def setup_of(grid: Grid, case: Case, machine: Machine, effort: Effort) -> Setup:
         link=machine.link,
         emulate_peers=True,
         graph_prefill=machine.captures,
-        threads=threads,
+        threads=effort.threads,
     )
 
 

@@ -1,9 +1,8 @@
 """What the grid found, beside what the planner says of the same machine."""
 
-import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Any, Literal, NamedTuple
 
 from krakenlm.bench.results import ModelLatency
@@ -76,18 +75,24 @@ class Model(NamedTuple):
         }
 
 
-class Bar(NamedTuple):
-    """One wiring's speedup over standard in one cell.
+class Pair(NamedTuple):
+    """The models of one case."""
 
-    Attributes:
-        case: which.
-        measured: emulated.
-        planned: likewise; None where nothing was planned.
-    """
+    standard: Model
+    other: Model
 
-    case: Case
-    measured: float
-    planned: float | None
+    @property
+    def speedup(self) -> float:
+        """Of the other one over the standard one; emulated."""
+        assert self.other.measured.speedup is not None, "there is a standard model in every case"
+        return self.other.measured.speedup
+
+    @property
+    def planned_speedup(self) -> float | None:
+        """Likewise; None where nothing was planned."""
+        if self.standard.planned is None or self.other.planned is None:
+            return None
+        return self.standard.planned.prefill.seconds / self.other.planned.prefill.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,7 @@ class GridReport:
         grid: which cases.
         machine: what it was measured on.
         found: the cases.
-        models: of each measured case, the standard one and the other.
+        pairs: the models of each measured case.
         command: what was typed.
     """
 
@@ -107,43 +112,35 @@ class GridReport:
     grid: Grid
     machine: Machine
     found: Found
-    models: dict[Case, tuple[Model, Model]]
+    pairs: dict[Case, Pair]
     command: tuple[str, ...] = ()
-
-    def bars(self) -> list[Bar]:
-        """Speedups, case by case."""
-        bars = []
-        for case, (standard, other) in self.models.items():
-            planned = None
-            if standard.planned is not None and other.planned is not None:
-                planned = standard.planned.prefill.seconds / other.planned.prefill.seconds
-            assert other.measured.speedup is not None, "there is a standard model in every case"
-            bars.append(Bar(case, other.measured.speedup, planned))
-        return bars
 
     def errors(self) -> list[float]:
         """Of the planner in per cent, each model of each cell once."""
         seen: dict[tuple[object, ...], float] = {}
-        for case, models in self.models.items():
-            for model in models:
+        for case, pair in self.pairs.items():
+            for model in pair:
                 if model.error_percent is not None:
                     seen.setdefault((case.cell, model.measured.label), model.error_percent)
         return list(seen.values())
 
     def exposed(self) -> list[float]:
         """What communication adds, in per cent, where the planner says that compute can hide it."""
-        others = [other for _, other in self.models.values()]
+        others = [pair.other for pair in self.pairs.values()]
         return [m.over_no_comm_percent for m in others if m.cover is not None and m.cover >= 1.0]
 
     def geomeans(self) -> dict[str, "Mean"]:
         """Speedups over standard of each wiring, over the cells that were measured."""
-        bars, means = self.bars(), {}
+        means = {}
         for wiring in self.grid.wirings:
-            mine = [bar for bar in bars if bar.case.wiring == wiring]
-            if mine:
-                measured = geomean(bar.measured for bar in mine)
-                planned = [bar.planned for bar in mine if bar.planned is not None]
-                means[wiring] = Mean(len(mine), measured, geomean(planned) if planned else None)
+            pairs = [pair for case, pair in self.pairs.items() if case.wiring == wiring]
+            if pairs:
+                planned = [p.planned_speedup for p in pairs if p.planned_speedup is not None]
+                means[wiring] = Mean(
+                    len(pairs),
+                    geometric_mean(pair.speedup for pair in pairs),
+                    geometric_mean(planned) if planned else None,
+                )
         return means
 
     def to_json(self) -> dict[str, Any]:
@@ -180,7 +177,7 @@ class GridReport:
 
     def _cells(self) -> list[dict[str, Any]]:
         cells: dict[tuple[str, int, int], dict[str, Any]] = {}
-        for case, (standard, other) in self.models.items():
+        for case, (standard, other) in self.pairs.items():
             cell = cells.setdefault(
                 case.cell,
                 {
@@ -232,18 +229,18 @@ class Reporter:
 
     def report(self, found: Found) -> GridReport:
         """All that is known so far."""
-        models = {}
+        pairs = {}
         for case in self._grid.cases():  # in the order of the grid, however they were found
             report = found.reports.get(case)
             if report is not None:
                 standard, other = report.results
                 planned = self._plan(case)
-                models[case] = Model(standard, planned[0]), Model(other, planned[1])
+                pairs[case] = Pair(Model(standard, planned[0]), Model(other, planned[1]))
         return GridReport(
             grid=self._grid,
             machine=self._machine,
             found=found,
-            models=models,
+            pairs=pairs,
             command=self._command,
         )
 
@@ -265,9 +262,3 @@ def _summary(values: list[float]) -> dict[str, Any]:
         "worst": max(values, default=None),
         "models": len(values),
     }
-
-
-def geomean(values: Iterable[float]) -> float:
-    """Of one value or more."""
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))

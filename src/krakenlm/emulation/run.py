@@ -67,6 +67,6 @@ def run_grid(
         try:
             measure_grid(grid, machine, effort, folder, on_case=put_down, command=command)
         finally:
-            if report.models:
+            if report.pairs:
                 draw_grid(report, folder / PICTURE)
     return report

@@ -10,9 +10,6 @@ from krakenlm.emulation.report import EMULATED, GridReport
 from krakenlm.plan.paper_grid import PAPER_SPEEDUP
 from krakenlm.plan.tables import speedup
 
-WIDTH = 170
-"""A table that is not shown on a terminal is this wide at most, so that no cell is folded."""
-
 
 def grid_table(report: GridReport) -> Table:
     """A line a cell: the standard model's time, and each wiring's speedup over it."""
@@ -29,16 +26,13 @@ def grid_table(report: GridReport) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right")
     cells: dict[tuple[str, int, int], dict[str, str]] = {}
-    bars = {bar.case: bar for bar in report.bars()}
-    for case, (standard, _) in report.models.items():
-        row = cells.setdefault(
-            case.cell, {"standard": milliseconds(standard.measured.ttft_ms.median)}
-        )
-        bar = bars[case]
+    for case, pair in report.pairs.items():
+        first = milliseconds(pair.standard.measured.ttft_ms.median)
+        row = cells.setdefault(case.cell, {"standard": first})
         mark = "*" if IN_TURN in report.found.reports[case].title else ""
         # The bracket would open a style.
-        planned = "" if bar.planned is None else f" \\[{bar.planned:.2f}x]"
-        row[case.wiring] = f"{bar.measured:.2f}x{mark}{planned}"
+        planned = pair.planned_speedup and f" \\[{pair.planned_speedup:.2f}x]"
+        row[case.wiring] = f"{pair.speedup:.2f}x{mark}{planned or ''}"
     for (size, devices, tokens), row in cells.items():
         texts = (row.get(name, "") for name in headings[3:])
         table.add_row(size, str(devices), str(grid.tokens(tokens)), *texts)
@@ -67,7 +61,7 @@ def remarks(report: GridReport) -> list[str]:
             f"the planner against these times: median error {statistics.median(errors):.1f}%, "
             f"worst {max(errors):.1f}%, {len(errors)} models"
         )
-    else:
+    elif report.machine.profile is None:
         lines.append(
             "nothing was planned beside: there is no profile of this device: give one that "
             "krakenlm calibrate wrote, with --profile"

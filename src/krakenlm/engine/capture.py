@@ -45,10 +45,7 @@ def capture(run: Pass, device: torch.device) -> Captured:
 
 
 class _CudaGraph:
-    """NCCL's AllReduces are part of the graph, on NCCL's own stream beside compute.
-
-    Not run yet: neither on one GPU nor on several.
-    """
+    """NCCL's AllReduces are part of the graph, on NCCL's own stream beside compute."""
 
     _WARM_UPS = 3
 

@@ -36,18 +36,12 @@ class _Chunk(NamedTuple):
     kept_B: Tensor
 
 
-class _Prompts(NamedTuple):
-    """What a pass over prompts reads."""
-
-    ids_BT: Tensor
-    chunks: list[_Chunk]
-
-
 class _PromptPass(NamedTuple):
-    """A captured pass over prompts of some lengths, and where it reads their ids."""
+    """A captured pass over prompts of some lengths, and what it reads, which has to stay."""
 
     lengths: list[int]
     ids_BT: Tensor
+    chunks: list[_Chunk]
     captured: Captured
 
 
@@ -98,46 +92,54 @@ class Session:
     @torch.no_grad()
     def prefill(self, wrap: BlockWrapper | None = None) -> Tensor:
         """Run the prompts; logits_BV of each one's last position, valid until the next call."""
-        prompts = self._laid_out()
-        if wrap is not None or not self._model.options.graph_prefill:
-            return self._run_prompts(prompts, not_recorded, wrap)
-        lengths = [len(prompt) for prompt in self._prompts]
-        if self._prompt_pass is None or self._prompt_pass.lengths != lengths:
-            self._prompt_pass = None  # its memory, before more is asked for
-            captured = capture(
-                lambda recordable: self._run_prompts(prompts, recordable), prompts.ids_BT.device
-            )
-            self._prompt_pass = _PromptPass(lengths, prompts.ids_BT, captured)
-            return captured.result
-        self._prompt_pass.ids_BT.copy_(prompts.ids_BT)
-        return self._prompt_pass.captured.replay()
-
-    def _laid_out(self) -> "_Prompts":
         model = self._model
         model.rank.activity(f"prefilling {len(self._prompts)} x {self._longest} tokens")
         ids_BT = torch.zeros(len(self._prompts), self._longest, dtype=torch.int64)
         for row, prompt in enumerate(self._prompts):
             ids_BT[row, : len(prompt)] = torch.tensor(prompt)
-        device = model.rank.device
+        if wrap is not None or not model.options.graph_prefill:
+            ids_BT = ids_BT.to(model.rank.device)
+            return self._run_prompts(ids_BT, self._chunks(), not_recorded, wrap)
+        return self._captured_prompts(ids_BT)
+
+    def _captured_prompts(self, ids_BT: Tensor) -> Tensor:
+        """Replay the last prompts' pass where these are as long, or capture another one."""
+        device = self._model.rank.device
+        lengths = [len(prompt) for prompt in self._prompts]
+        known = self._prompt_pass
+        if known is not None and known.lengths == lengths:
+            known.ids_BT.copy_(ids_BT)
+            return known.captured.replay()
+        self._prompt_pass = known = None  # its memory, before more is asked for
+        ids_BT, chunks = ids_BT.to(device), self._chunks()
+        captured = capture(lambda recordable: self._run_prompts(ids_BT, chunks, recordable), device)
+        self._prompt_pass = _PromptPass(lengths, ids_BT, chunks, captured)
+        return captured.result
+
+    def _chunks(self) -> list[_Chunk]:
         chunks = []
-        for start, end in _chunk_bounds(self._longest, model.options.prefill_chunks):
+        for start, end in _chunk_bounds(self._longest, self._model.options.prefill_chunks):
             kept = [min(max(len(prompt) - 1, start), end - 1) for prompt in self._prompts]
-            chunks.append(_Chunk(start, end, kept, torch.tensor(kept, device=device)))
-        return _Prompts(ids_BT.to(device), chunks)
+            kept_B = torch.tensor(kept, device=self._model.rank.device)
+            chunks.append(_Chunk(start, end, kept, kept_B))
+        return chunks
 
     def _run_prompts(
-        self, prompts: "_Prompts", recordable: Recordable, wrap: BlockWrapper | None = None
+        self,
+        ids_BT: Tensor,
+        chunks: Sequence[_Chunk],
+        recordable: Recordable,
+        wrap: BlockWrapper | None = None,
     ) -> Tensor:
         """One pass; all that it reads is on the device, where it may be captured."""
         model = self._model
-        chunks = prompts.chunks
-        passes = [self._chunk(prompts.ids_BT, chunk, recordable, wrap) for chunk in chunks]
+        passes = [self._chunk(ids_BT, chunk, recordable, wrap) for chunk in chunks]
         results = [run(passes[0])] if len(passes) == 1 else interleave(passes)
         x_1B1D = torch.stack([results[i][:, b] for b, i in enumerate(self._chunk_of(chunks))], 1)
         return model.head(model.decoder.finish(x_1B1D)[:, 0])
 
     def _chunk(
-        self, ids_BT: Tensor, chunk: "_Chunk", recordable: Recordable, wrap: BlockWrapper | None
+        self, ids_BT: Tensor, chunk: _Chunk, recordable: Recordable, wrap: BlockWrapper | None
     ) -> Pass:
         model = self._model
         start, end = chunk.start, chunk.end
@@ -151,7 +153,7 @@ class Session:
             keep=Keep([position - start for position in chunk.kept]),
         )
 
-    def _chunk_of(self, chunks: Sequence["_Chunk"]) -> list[int]:
+    def _chunk_of(self, chunks: Sequence[_Chunk]) -> list[int]:
         """For each prompt, which chunk its last token lies in."""
         ends = [chunk.end for chunk in chunks]
         return [next(i for i, end in enumerate(ends) if len(p) <= end) for p in self._prompts]

@@ -6,9 +6,9 @@ standard tensor parallelism's speed in the mean. The same cells are planned here
 AllReduce kernel of that link and without communication.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from krakenlm.bench.models import Contender, in_wiring, parse_wirings
@@ -124,7 +124,7 @@ def plan_paper_grid(kernel: str | None = None) -> PaperGrid:
     device, link = DeviceProfile.named(DEVICE), LinkProfile.named(LINK)
     chosen = FASTEST if kernel is None else kernel
     setup = Setup(device=device, link=link, kernel=chosen, graph_prefill=True)
-    models = {(size, n): _models(model_config(size), n) for size in SIZES for n in DEGREES}
+    models = {(size, n): grid_models(model_config(size), n) for size in SIZES for n in DEGREES}
     plans = [
         plan(contender, degree, input_len, setup)
         for (_, degree), contenders in models.items()
@@ -141,10 +141,17 @@ def plan_paper_grid(kernel: str | None = None) -> PaperGrid:
     )
 
 
-def _models(standard: ModelConfig, degree: int) -> list[Contender]:
+def grid_models(
+    standard: ModelConfig, degree: int, wirings: Sequence[str] = WIRINGS
+) -> list[Contender]:
+    """A standard shape in some wirings, for as many devices.
+
+    Raises:
+        KrakenError: names that do not exist, or a shape that has no such match.
+    """
     return [
         model
-        for wanted in parse_wirings(WIRINGS)
+        for wanted in parse_wirings(wirings)
         for model in in_wiring(standard, wanted, degree, [_KRAKEN])
     ]
 
@@ -170,7 +177,7 @@ def _means(seconds: Sequence[float]) -> dict[str, float]:
     width = len(_EXPLAINED)
     first = _EXPLAINED.index(BASELINE)
     return {
-        wiring: _geomean(
+        wiring: geometric_mean(
             a / b for a, b in zip(seconds[first::width], seconds[i::width], strict=True)
         )
         for i, wiring in enumerate(_EXPLAINED)
@@ -181,14 +188,11 @@ def _geomeans(cells: Sequence[Sequence[Planned]], over: str) -> dict[str, float]
     names = [str(planned.config.wiring) for planned in cells[0]]
     place = names.index(over)
     return {
-        name: _geomean(cell[place].prefill.seconds / cell[i].prefill.seconds for cell in cells)
+        name: geometric_mean(
+            cell[place].prefill.seconds / cell[i].prefill.seconds for cell in cells
+        )
         for i, name in enumerate(names)
     }
-
-
-def _geomean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
 
 
 def _cell(cell: Sequence[Planned]) -> dict[str, Any]:

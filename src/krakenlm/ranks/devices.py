@@ -25,6 +25,31 @@ def check_device(name: str) -> None:
         raise KrakenError(f"--device {name}: choose one of {', '.join(get_args(DeviceType))}")
 
 
+def device_of(device_type: DeviceType, index: int = 0, ranks: int = 1) -> torch.device:
+    """Where a rank computes; its GPU becomes the current one.
+
+    Args:
+        device_type: what ``--device`` says.
+        index: the rank's place among those of this machine.
+        ranks: how many those are; with fewer GPUs, ``auto`` is the CPU.
+
+    Raises:
+        KrakenError: GPUs were asked for and there are too few.
+    """
+    gpus = torch.cuda.device_count() if device_type != "cpu" else 0
+    if gpus >= ranks:
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if device_type == "cuda" and gpus == 0:
+        raise KrakenError("--device cuda: this machine has no GPU: use --device cpu")
+    if device_type == "cuda":
+        raise KrakenError(
+            f"--device cuda: {ranks} ranks need {ranks} GPUs and this machine has {gpus}: use "
+            "fewer --devices or --device cpu"
+        )
+    return torch.device("cpu")
+
+
 def check_dtype(name: str) -> None:
     """Refuse what is neither ``auto`` nor in ``DTYPES``.
 

@@ -28,7 +28,7 @@ from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
 from krakenlm.ranks.attempts import store_of_this_attempt
 from krakenlm.ranks.cores import share_cores
-from krakenlm.ranks.devices import DeviceType
+from krakenlm.ranks.devices import DeviceType, device_of
 from krakenlm.ranks.failures import (
     CONNECTING,
     REPORT,
@@ -103,7 +103,7 @@ def launch(
     elif devices == 1:
         if threads:
             torch.set_num_threads(threads)
-        device = _device(device_type, 0, 1)
+        device = device_of(device_type)
         worker(Rank(0, 1, device, on_message, once(print_note)), *arguments)
     else:
         of_all = (devices, device_type, threads, places, timeout)
@@ -142,7 +142,7 @@ def _run_under_torchrun(
         )
     local_index = int(os.environ.get("LOCAL_RANK", index))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    device = _device(device_type, local_index, local_size)
+    device = device_of(device_type, local_index, local_size)
     share_cores(local_index, local_size, threads)
     rank = Rank(index, size, device, on_message, once(print_note))
     with (
@@ -163,7 +163,7 @@ def _start_processes(
     places: Sequence[Namespace] | None,
     timeout: float,
 ) -> None:
-    device = _device(device_type, 0, devices)  # refuse here, not in every rank
+    device = device_of(device_type, 0, devices)  # refuse here, not in every rank
     assert places is None or len(places) == devices
     if device.type == "cpu" and places is None:
         check_interface(_interface())
@@ -191,7 +191,7 @@ def _rank(
     activity("starting")
     with trying("finding its cores and its device", REPORT):
         share_cores(index, size, threads)
-        device = _device(device_type, index, size)
+        device = device_of(device_type, index, size)
     interface = _interface()
     if places is not None:
         with trying("entering its network namespace", REPORT):
@@ -283,16 +283,3 @@ def _process_group(
             dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
-
-
-def _device(device_type: DeviceType, local_index: int, local_size: int) -> torch.device:
-    gpus = torch.cuda.device_count() if device_type != "cpu" else 0
-    if device_type == "cuda" and gpus < local_size:
-        raise KrakenError(
-            f"--device cuda: {local_size} ranks need {local_size} GPUs and this machine has "
-            f"{gpus}: use fewer --devices or --device cpu"
-        )
-    if gpus >= local_size:
-        torch.cuda.set_device(local_index)
-        return torch.device("cuda", local_index)
-    return torch.device("cpu")

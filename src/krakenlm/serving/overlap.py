@@ -110,7 +110,7 @@ class CollectiveCarrier:
 class StreamCarrier:
     """An AllReduce on a CUDA stream beside compute, joined by two events made once.
 
-    A CUDA graph that holds both ends captures the fork and the join. It has not been run yet.
+    A CUDA graph that holds both ends captures the fork and the join.
     """
 
     def __init__(self, group: dist.ProcessGroup, stream: torch.cuda.Stream) -> None:

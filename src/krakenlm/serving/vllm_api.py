@@ -171,7 +171,7 @@ def run_between_graphs(operators: tuple[str, ...]) -> None:
     """Have operators run between pieces of a graph rather than within one.
 
     vLLM's piecewise CUDA graphs are cut at attention, which leaves the two ends of an overlapped
-    sum in different pieces. This has not been run.
+    sum in different pieces.
     """
     splitting = get_current_vllm_config().compilation_config.splitting_ops
     if splitting:

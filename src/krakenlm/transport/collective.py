@@ -138,8 +138,7 @@ class InFlight(NamedTuple):
 class ProcessGroupReducer:
     """Sums with the process group's own AllReduce: gloo between CPUs, NCCL between GPUs.
 
-    NCCL runs on a stream of its own, beside compute, and can be captured in a CUDA graph. On
-    several GPUs this code has not been run yet.
+    NCCL runs on a stream of its own, beside compute, and can be captured in a CUDA graph.
     """
 
     name = "process-group"

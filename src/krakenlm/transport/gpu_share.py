@@ -1,9 +1,10 @@
 """What an AllReduce takes of a GPU that computes at the same time.
 
 A ring's channels are thread blocks that keep a multiprocessor each to themselves (NVIDIA/nccl issue
-689). DGX A100 has 24 of them for 220 GB/s (issue 1225), and so has an H100 (NVIDIA's developer
-forum, 337991); slower links get fewer. A channel gets 16 KiB of a message or more (32 KiB of
-traffic, ``scheduleCollTasksToPlan`` in src/enqueue.cc of recent versions).
+689). HGX A100 has 24 of them (NVIDIA/nccl-tests issue 100), with 220 GB/s by the planner's profile,
+and so has an H100 (NVIDIA's developer forum, 337991); slower links get fewer. A channel gets 16 KiB
+of a message or more (32 KiB of traffic, ``scheduleCollTasksToPlan`` in src/enqueue.cc of recent
+versions).
 """
 
 import math
@@ -39,7 +40,7 @@ def of_ring(nbytes: int, ranks: int, gb_per_second: float) -> GpuShare:
     two are written.
     """
     channels = min(_CHANNELS, math.ceil(gb_per_second / _CHANNEL_GB_PER_SECOND))
-    copied = 1.5 * 2 * (ranks - 1) / ranks * nbytes
+    copied = 3 * (ranks - 1) / ranks * nbytes
     return GpuShare(_blocks(nbytes, channels, _CHANNEL_BYTES), math.ceil(copied))
 
 
