@@ -1,5 +1,6 @@
 """One device that stands for several: links by name, what fits, what is allocated."""
 
+import dataclasses
 import json
 import pickle
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from krakenlm.bench.results import LatencyReport
 from krakenlm.cli.main import main
 from krakenlm.config import WIRINGS
 from krakenlm.emulation import footprint as footprints
-from krakenlm.emulation.footprint import Footprint, Room, check_fits, footprint, needed
+from krakenlm.emulation.footprint import Room, check_fits, memory, needs
 from krakenlm.emulation.profile_link import ProfileLink, read_link
 from krakenlm.engine.engine import Engine
 from krakenlm.engine.options import EngineOptions
@@ -24,7 +25,7 @@ from krakenlm.errors import KrakenError
 from krakenlm.model.decoder import Decoder
 from krakenlm.model.shard import split
 from krakenlm.plan.link import LinkProfile
-from krakenlm.plan.memory import weight_bytes
+from krakenlm.plan.memory import Memory, weight_bytes
 from krakenlm.ranks.launch import Rank
 from krakenlm.transport.collective import WithoutCommunication, WithoutPeers
 from krakenlm.transport.connect import emulated_peers
@@ -220,11 +221,20 @@ def test_chunks_of_a_prompt_share_weights_and_buffers_are_used_in_turns():
     room = Room("a host", 8 * GIB)
     more = [check_fits(models, setup, room).split()[6] for models in (one, chunked)]
     assert float(more[1]) - float(more[0]) < 0.1  # a cache, and not 0.3 GiB of weights
-    parts = [Footprint(100, 10, 0, 7), Footprint(50, 10, 4, 9)]
-    assert needed(parts) == 100 + 10 + 50 + 10 + 4 + 9 + footprints._LIBRARIES
 
 
-def test_a_footprint_is_what_two_sessions_hold():
+def test_models_in_turn_need_their_weights_two_caches_each_and_one_s_buffers(monkeypatch):
+    found = {"standard": Memory(100, 10, 7), "parallel": Memory(50, 5, 9)}
+    monkeypatch.setattr(footprints, "memory", lambda model, setup, dtype: found[model.label])
+    models = contenders("124M", list(found), ["published"], sublayers=2)
+    setup = Setup(devices=2, emulate_peers=True, link=Link(gbps=1))
+    eager = 100 + 50 + 2 * (10 + 5) + 9 + footprints._LIBRARIES
+    assert needs(models, setup, torch.float16).nbytes == eager
+    captured = needs(models, dataclasses.replace(setup, graph_prefill=True), torch.float16)
+    assert captured.nbytes == eager + 2 * (7 + 9)
+
+
+def test_the_memory_of_a_model_is_what_the_engine_holds():
     (model,) = contenders("124M", ["kraken"], ["published"], sublayers=2)
     model = model.__class__(
         config=model.config.replace(num_hidden_layers=2, vocab_size=500), label="small"
@@ -233,13 +243,13 @@ def test_a_footprint_is_what_two_sessions_hold():
         devices=2, input_len=40, output_len=4, emulate_peers=True, link=Link(gbps=1),
         graph_prefill=True,
     )  # fmt: skip
-    found = footprint(model, setup, torch.float32)
+    found = memory(model, setup, torch.float32)
     rank = Rank(0, 1, torch.device("cpu"), lambda message: None)
     engine = Engine.random(model.config, rank, torch.float32, setup.options(model))
     assert found.weights == weight_bytes(engine.shard, 4)
     with engine.session([[1] * 40], 4) as session:
-        assert found.caches == 2 * session.cache.nbytes
-    assert found.captured == 2 * found.buffers > 0
+        assert found.cache == session.cache.nbytes
+    assert found.buffers > 0
 
 
 def test_a_named_link_is_emulated_from_the_command_line_and_said_so(tmp_path, capsys, monkeypatch):
