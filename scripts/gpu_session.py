@@ -22,7 +22,7 @@ import recording
 from krakenlm.files import write_json
 
 _GRACE = 8.0  # seconds between the interrupt and the kill
-_LOG_BYTES = 2 * 2**20  # of one step
+_LOG_BYTES = 2**20  # of one step
 _GPU_STATE = (
     *("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem"),
     *("power.draw", "power.limit", "temperature.gpu"),
@@ -39,6 +39,7 @@ class Step:
         limit: seconds that it may take.
         least: it is not begun with fewer seconds left.
         keep: files that it makes, by the name that they get in the output folder.
+        again: it is run again where it has ended well before, since there is more for it to do.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Step:
     limit: float
     least: float = 1.0
     keep: Mapping[str, Path] = field(default_factory=dict)
+    again: bool = False
 
 
 class Running:
@@ -65,6 +67,9 @@ class Running:
         except subprocess.TimeoutExpired:
             self.interrupt()
             return "cut short"
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
         finally:
             self._signal(signal.SIGKILL)  # what the command left running
             self._process.wait()
@@ -121,7 +126,7 @@ class Session:
 
     def begin(self, step: Step) -> Running | None:
         """Start a step, unless it has ended well already or too little time is left for it."""
-        if self._steps.get(step.name, {}).get("outcome") == "ended":
+        if self._steps.get(step.name, {}).get("outcome") == "ended" and not step.again:
             print(f"{step.name}: done already", flush=True)
             self._collect(step)
             return None

@@ -13,14 +13,14 @@ import tiny
 from krakenlm.bench.results import LatencyReport, ModelLatency
 from krakenlm.cli.main import main
 from krakenlm.config import count_parameters
+from krakenlm.emulation import PICTURE, SUMMARY, measuring
 from krakenlm.emulation import machine as machines
-from krakenlm.emulation import measuring
 from krakenlm.emulation.cases import WIRINGS, Case, Grid, read_scale
 from krakenlm.emulation.footprint import Room
 from krakenlm.emulation.machine import Machine, machine_at
 from krakenlm.emulation.measuring import IN_TURN, Effort, Found
 from krakenlm.emulation.report import Reporter
-from krakenlm.emulation.run import PICTURE, SUMMARY, check_run, run_grid
+from krakenlm.emulation.run import check_run, run_grid
 from krakenlm.emulation.tables import remarks
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError

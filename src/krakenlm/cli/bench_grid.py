@@ -132,7 +132,8 @@ def paper_grid(
 
 def _run(folder: Path, grid: "Grid", machine: "Machine", effort: "Effort") -> None:
     from krakenlm.console import console_for_tables, print_note
-    from krakenlm.emulation.run import PICTURE, SUMMARY, check_run, run_grid
+    from krakenlm.emulation import PICTURE, SUMMARY
+    from krakenlm.emulation.run import check_run, run_grid
     from krakenlm.emulation.tables import grid_table, remarks
     from krakenlm.plan.tables import WIDTH
 

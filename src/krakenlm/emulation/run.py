@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from krakenlm.bench.latency import check
+from krakenlm.emulation import PICTURE, SUMMARY
 from krakenlm.emulation.cases import Grid, check_grid
 from krakenlm.emulation.figures import draw_grid
 from krakenlm.emulation.machine import Machine
 from krakenlm.emulation.measuring import Effort, Found, measure_grid, setup_of
 from krakenlm.emulation.report import GridReport, Reporter
 from krakenlm.files import disk_errors, hold, write_json
-
-SUMMARY, PICTURE = "paper-grid.json", "paper-grid.png"
 
 
 def check_run(grid: Grid, machine: Machine, effort: Effort) -> None:
