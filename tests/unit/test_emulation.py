@@ -120,7 +120,7 @@ def test_a_real_sum_takes_its_share_by_itself(alone):
     sent = []
 
     class Noted:
-        takes = ""
+        takes = "multiprocessors"
 
         def send(self, *message):
             sent.append(message)
@@ -137,6 +137,7 @@ def test_a_real_sum_takes_its_share_by_itself(alone):
         (share if alone else GpuShare(), 1 << 20),
         (of_ring(4 << 20, 4, 200.0) if alone else GpuShare(), 4 << 20),
     ]
+    assert link.takes == ("multiprocessors" if alone else "")
     assert sent[0][:2] == pytest.approx((1.5 * 2**20 * 8e-9 / 1600, 6e-6))
 
 

@@ -25,6 +25,7 @@ from krakenlm.emulation.tables import remarks
 from krakenlm.environment import Environment
 from krakenlm.errors import KrakenError
 from krakenlm.plan import paper_grid as planned_grid
+from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.planner import plan
 from krakenlm.spread import Quantiles
 
@@ -385,10 +386,27 @@ def test_a_gpu_is_known_by_its_name(gpu, profile, link, machine, monkeypatch):
     assert found.dtype == "float16" and found.captures and gpu in found.name
     setup = found.plan_setup()
     assert (setup is None) == (profile is None)
-    assert setup is None or setup.graph_prefill
-    measured = replace(machine.profile, usual_link="pcie4")
+    if setup is not None:
+        assert setup.graph_prefill
+        assert setup.device.compute_slowdown_beside_allreduce.value == 1.1
+        assert setup.device.allreduce_slowdown_beside_compute.value == 1.0  # it ends on time
+    with pytest.raises(
+        KrakenError, match="--profile: cpu-core is of a cpu, and this runs on a gpu"
+    ):
+        machine_at("cuda", {"device": machine.profile})
+    measured = replace(DeviceProfile.named("h100"), usual_link="pcie4")
+    peaks = {"bfloat16": measured.peak_tflop_per_second["bfloat16"]}
+    measured = replace(measured, peak_tflop_per_second=peaks)
     calibrated = machine_at("cuda", {"device": measured})
     assert (calibrated.link.profile.name, calibrated.dtype) == (link, "bfloat16")
+
+
+def test_held_sums_take_nothing_of_a_cpu(machine):
+    slower = replace(machine.profile.compute_slowdown_beside_allreduce, value=1.3)
+    device = replace(machine.profile, compute_slowdown_beside_allreduce=slower)
+    setup = machine_at("cpu", {"device": device}, dtype="float32").plan_setup()
+    assert setup.device.compute_slowdown_beside_allreduce.value == 1.0
+    assert setup.device.allreduce_slowdown_beside_compute.value == 1.0
 
 
 def test_a_profile_of_ones_own_says_what_it_was_measured_with(machine):

@@ -336,9 +336,9 @@ def _engine(contender: Contender, rank: Rank, dtype: torch.dtype, options: Engin
 
 
 def _emulation(setup: Setup, takes: str) -> str | None:
-    """What was not there; None where everything was."""
+    """What was not there of the ranks, and what stood for it; None where all were."""
     if not setup.emulate_peers:
-        return takes or None
+        return None
     ranks = f"emulated: one rank of {setup.devices} alone"
     return f"{ranks}; {takes}" if takes else ranks
 

@@ -116,7 +116,7 @@ class LatencyReport:
         warm_up: rounds before those that count.
         link: ``real``, or ``emulated: `` and the model's numbers.
         transport: what carried the messages.
-        emulation: what was not there of ranks and sums, and what stood for it.
+        emulation: what was not there of the ranks, and what stood for it.
         graph_prefill: prompts were captured passes as well.
         placement: as asked for; it applies to Kraken.
         tensor_parallel: ranks that share a Kraken sub-layer.

@@ -1,7 +1,7 @@
 """What the grid is measured on and planned for: a device, its profile, a link that is not there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from krakenlm.bench.ranks import dtype_on, gpu_name
 from krakenlm.emulation.profile_link import ProfileLink
 from krakenlm.environment import Environment, cores_here
+from krakenlm.errors import KrakenError
+from krakenlm.plan.constants import Constant
 from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.link import FASTEST, LinkProfile
 from krakenlm.plan.paper_grid import LINK
@@ -26,6 +28,7 @@ _BY_NAME = {
 }
 """Profiles by what is part of a GPU's name."""
 _CPU = "cpu-core"
+_HELD = Constant(value=1.0, basis="assumed", source="a held sum lasts as long as the link says")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,12 @@ class Machine:
         """What the planner is asked; None where it has no profile."""
         if self.profile is None:
             return None
+        # Of a GPU a held sum takes what a real one takes, and of a CPU nothing.
+        device = replace(self.profile, allreduce_slowdown_beside_compute=_HELD)
+        if self.device.type == "cpu":
+            device = replace(device, compute_slowdown_beside_allreduce=_HELD)
         return PlanSetup(
-            device=self.profile,
+            device=device,
             link=self.link.planned,
             kernel=self.link.kernel,
             dtype=self.dtype,
@@ -85,13 +92,20 @@ def machine_at(
         dtype: by name; ``auto`` is float16 on GPUs, as the paper has it, or what the profile has.
 
     Raises:
-        KrakenError: a device that is not there, a link, a kernel or a type that does not exist.
+        KrakenError: a device that is not there or that the profile is not of, a link, a kernel or a
+            type that does not exist.
     """
     check_device(name)
     check_dtype(dtype)
     device = device_of(name)  # type: ignore[arg-type]  # checked above
     known_as = _profile_of(device)
     profile = profiles.get("device") or known_as
+    processor = "cpu" if device.type == "cpu" else "gpu"
+    if profile is not None and profile.processor != processor:
+        raise KrakenError(
+            f"--profile: {profile.name} is of a {profile.processor}, and this runs on a "
+            f"{processor}: give one of this device, or another --device"
+        )
     if link is not None:
         between = LinkProfile.named(link)
     else:

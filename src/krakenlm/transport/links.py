@@ -139,6 +139,7 @@ class EmulatedLink:
         self._inner = inner
         self._link = link
         self._ranks = ranks
+        self._alone = isinstance(inner, WithoutPeers)
         self._line: Line | None = None
 
     @property
@@ -148,8 +149,11 @@ class EmulatedLink:
 
     @property
     def takes(self) -> str:
-        """What its sums have taken from compute, for people; empty where that is nothing."""
-        return "" if self._line is None else self._line.takes
+        """What its sums have taken from compute, for people; empty where that is nothing.
+
+        What really sums takes its share by itself.
+        """
+        return self._line.takes if self._alone and self._line is not None else ""
 
     def begin(self, branches_KBTD: Tensor) -> "_HeldBack":
         """Start the real sum and note when the modelled one would be there."""
@@ -171,9 +175,7 @@ class EmulatedLink:
         if self._line is None:
             self._line = DeviceLine() if x.is_cuda else _HostLine()
         on_wire, behind, share = self._link.carry(nbytes, self._ranks)
-        # What really sums takes its share by itself.
-        mine = share if isinstance(self._inner, WithoutPeers) else GpuShare()
-        return self._line.send(on_wire, behind, mine, nbytes)
+        return self._line.send(on_wire, behind, share if self._alone else GpuShare(), nbytes)
 
 
 class _HeldBack(NamedTuple):
