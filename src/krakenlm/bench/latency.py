@@ -8,7 +8,7 @@ takes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -157,22 +157,9 @@ def measure(
         command=tuple(command) or None,
         size=size,
         model=None if model is None else str(model),
-        devices=setup.devices,
-        batch_size=setup.batch_size,
-        input_len=setup.input_len,
-        output_len=setup.output_len,
-        dtype=heard.start.dtype,
-        iterations=setup.iterations,
-        warm_up=setup.warm_up,
-        link=REAL_LINK if setup.link is None else f"emulated: {setup.link}",
-        transport=heard.end.transport,
-        emulation=_emulation(setup, heard.end.takes),
-        graph_prefill=setup.graph_prefill,
-        placement=_in_words(setup.placement),
-        tensor_parallel=setup.tensor_parallel,
-        peak_rss_bytes=heard.end.peak_rss_bytes,
         environment=Environment.here(cores=cores, gpu=heard.start.gpu),
         results=results,
+        **_conditions(setup, heard.start.dtype, heard.end),
     )
     names = [result.name for result in results]
     return Measured(report, dict(zip(names, heard.end.timelines, strict=setup.record)))
@@ -248,6 +235,26 @@ class _Heard:
             self.timings.append(message)
             if message.model == self._last_model:
                 self._on_round()
+
+
+def _conditions(setup: Setup, dtype: str, end: _End) -> dict[str, Any]:
+    """How the models were run, as fields of a report."""
+    return {
+        "devices": setup.devices,
+        "batch_size": setup.batch_size,
+        "input_len": setup.input_len,
+        "output_len": setup.output_len,
+        "dtype": dtype,
+        "iterations": setup.iterations,
+        "warm_up": setup.warm_up,
+        "link": REAL_LINK if setup.link is None else f"emulated: {setup.link}",
+        "transport": end.transport,
+        "emulation": _emulation(setup, end.takes),
+        "graph_prefill": setup.graph_prefill,
+        "placement": _in_words(setup.placement),
+        "tensor_parallel": setup.tensor_parallel,
+        "peak_rss_bytes": end.peak_rss_bytes,
+    }
 
 
 def _results(
