@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import tiny
 from krakenlm.bench.results import LatencyReport, ModelLatency
 from krakenlm.cli.main import main
 from krakenlm.config import count_parameters
-from krakenlm.emulation import PICTURE, SUMMARY, measuring
+from krakenlm.emulation import PICTURE, SUMMARY, figures, measuring
 from krakenlm.emulation import machine as machines
 from krakenlm.emulation.cases import WIRINGS, Case, Grid, read_scale
 from krakenlm.emulation.footprint import Room
@@ -230,8 +231,21 @@ def test_the_summary_has_means_and_the_planners_error(tmp_path, machine, measure
     mean = math.prod(planned_means) ** 0.25
     assert found["geomean_speedup_planned"]["kraken"] == pytest.approx(mean)
     said = " ".join(remarks(report))
-    assert "geometric mean of 4 of 4 cells: emulated 1.500x, paper 1.356x" in said
+    assert "geometric mean of 4 of 4 cells: emulated 1.500x" in said and "paper" not in said
+    full = replace(report, grid=GRID._replace(scale=1))
+    assert "emulated 1.500x, paper 1.356x on its own machine" in " ".join(remarks(full))
     assert f"worst {max(errors):.1f}%, 12 models" in said
+
+
+def test_a_chart_shows_what_was_measured_and_what_was_planned(tmp_path, machine, measurer):
+    report = run_grid(tmp_path, GRID, machine, EFFORT)
+    axes = Figure().subplots()
+    figures._draw(axes, 8, report)
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([1.5, 1.5, 1.2, 1.2])
+    dots = [place for line in axes.lines if line.get_marker() == "o" for place in line.get_ydata()]
+    pairs = [pair for case, pair in report.pairs.items() if case.devices == 8]
+    assert sorted(dots) == pytest.approx(sorted(pair.planned_speedup for pair in pairs))
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1.3B\n2", "1.3B\n32"]
 
 
 def test_cases_measured_otherwise_are_refused(tmp_path, machine, measurer):

@@ -23,7 +23,7 @@ def draw_grid(report: GridReport, target: Path) -> None:
     """
     grid = report.grid
     figure = Figure(figsize=(11, 1.0 + 2.6 * len(grid.devices)), layout="constrained")
-    rows = figure.subplots(len(grid.devices), 1, squeeze=False, sharex=True)[:, 0]
+    rows = figure.subplots(len(grid.devices), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, devices in zip(rows, grid.devices, strict=True):
         _draw(axes, devices, report)
         axes.set_title(f"{devices}-way", loc="left", fontsize=10)
@@ -40,7 +40,7 @@ def draw_grid(report: GridReport, target: Path) -> None:
     figure.suptitle(
         f"Time to first token over the standard model's, emulated{scale}\n"
         f"one device stands for several: {machine.name}; {machine.link}; {machine.dtype}; "
-        "dots: planned",
+        "lines: p10 to p90 of the model's times; dots: planned",
         fontsize=9,
     )
     with whole_file(target) as partial:
@@ -68,6 +68,9 @@ def _draw(axes: Axes, devices: int, report: GridReport) -> None:
             color=colour,
             label=f"{wiring}, emulated",
         )
+        for cell, pair in mine.items():
+            first, times = pair.standard.measured.ttft_ms.median, pair.other.measured.ttft_ms
+            axes.vlines(at[cell], first / times.p90, first / times.p10, "black", linewidth=1)
         planned = [(at[cell], p.planned_speedup) for cell, p in mine.items() if p.planned_speedup]
         if planned:
             axes.plot(*zip(*planned, strict=True), "o", color="black", markersize=3)
