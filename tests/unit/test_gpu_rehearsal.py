@@ -53,8 +53,11 @@ with (told / "commands.txt").open("a") as commands:
 left = []
 try:
     if (told / f"{{name}}-hangs").exists():
+        (told / f"{{name}}-hung").touch()
         time.sleep(60)
     if (told / f"{{name}}-is-terminated").exists():
+        while (told / "tokens-hangs").exists() and not (told / "tokens-hung").exists():
+            time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(60)
     if (told / f"{{name}}-fails").exists():
@@ -183,6 +186,15 @@ def test_a_session_that_is_ended_puts_down_what_it_has_and_the_next_one_goes_on(
     rehearsal.run("--rehearsal")
     assert list(rehearsal.commands) == ALL[2:]
     assert rehearsal.result("paper-grid.json")["no_time_for"] == []
+
+
+def test_what_is_prepared_beside_the_tests_ends_with_them(rehearsal):
+    rehearsal.tell("tokens-hangs")
+    rehearsal.tell("tests-is-terminated")
+    with pytest.raises(SystemExit, match="interrupted"):
+        rehearsal.run("--rehearsal")
+    tokens = rehearsal.folder / "work" / "parity" / "data" / "manifest.json"
+    assert json.loads(tokens.read_text())["no_time_for"] == ["a case"]  # it was interrupted
 
 
 def test_a_grid_that_has_cases_left_goes_on_in_the_next_session(rehearsal):
