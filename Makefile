@@ -13,6 +13,7 @@ VLLM_PYTHON :=
 VLLM_VENV   := .vllm
 NEWEST_VENV := .newest
 OLDEST_VENV := .oldest
+AUDIT_VENV  := .audit
 # What is installed: the versions of constraints/, unless LOCK= is given.
 LOCK   := yes
 EXTRAS := data,eval,dev
@@ -24,11 +25,13 @@ GPU_PYTHON  := $(if $(GPU_REHEARSAL),$(BIN)/python,$(PYTHON))
 KILLS       := 30
 GENERATIONS := 5000
 CASES       := 1200
+REQUESTS    := 2000
+FIGURES     := docs/results/reliability/checks.json
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability test-newest test-oldest test-vllm vllm-env lock check format docs clean
+.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability test-newest test-oldest test-vllm vllm-env audit lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -96,9 +99,17 @@ test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-reliability: $(VENV)/.installed-dev  ## kills, stalls, damaged files and long runs, a line with its figure for each (KILLS, GENERATIONS, CASES)
-	KILLS=$(KILLS) GENERATIONS=$(GENERATIONS) CASES=$(CASES) $(BIN)/python -m pytest -s \
+test-reliability: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## kills, stalls, damaged files and long runs, a line with its figure for each (KILLS, GENERATIONS, CASES, REQUESTS)
+	rm -f $(FIGURES)
+	KILLS=$(KILLS) GENERATIONS=$(GENERATIONS) CASES=$(CASES) $(BIN)/python -m pytest --figures $(FIGURES) \
 		tests/reliability tests/dist/test_life.py tests/unit/test_mesh.py -m "not gpu and not vllm"
+	REQUESTS=$(REQUESTS) $(VLLM_VENV)/bin/python -m pytest --figures $(FIGURES) \
+		tests/serving/test_many_clients.py tests/serving/test_server.py -m vllm -k "many_clients or rank"
+
+audit: | $(AUDIT_VENV)/bin/pip  ## ask PyPI for known vulnerabilities of what constraints/ names
+	$(AUDIT_VENV)/bin/pip install -q pip-audit
+	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip -r constraints/package.txt
+	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip -r constraints/vllm.txt
 
 test-newest: | $(NEWEST_VENV)/bin/pip  ## the unit tests with the newest versions that pyproject.toml allows (TESTS=... for others)
 	$(NEWEST_VENV)/bin/pip install -q --upgrade --upgrade-strategy eager -e ".[$(EXTRAS)]"
@@ -131,4 +142,4 @@ docs: $(VENV)/.installed-docs  ## build the documentation site into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove the environment, the caches and the built site; what the demo made stays
-	rm -rf .venv .vllm .newest .oldest .lock .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf .venv .vllm .newest .oldest .audit .lock .mypy_cache .ruff_cache .pytest_cache site

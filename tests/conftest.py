@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 import tiny
 from krakenlm.data.tokenizer import train_tokenizer
+from krakenlm.environment import Environment, cores_here
 
 # Transformers and torch warn users, not only developers, of what will go: with FutureWarning.
 os.environ["PYTHONWARNINGS"] = ",".join(
@@ -79,9 +81,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     for line in heard[_figures]:
         terminalreporter.write_line("{check}: {found} (asked for: {bar})".format(**line))
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    put = {"environment": asdict(Environment.here(len(cores_here()))), "checks": []}
+    if file.exists():
+        put = json.loads(file.read_text(encoding="utf-8"))
+    put["checks"] += heard[_figures]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([*before, *heard[_figures]], indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(put, indent=2) + "\n", encoding="utf-8")
 
 
 def _hear_signals() -> None:

@@ -79,6 +79,10 @@ class Server:
         except HTTPError as error:
             return error.code, error.read().decode()
 
+    def get(self, path: str) -> tuple[int, str]:
+        with urlopen(f"{self.url}{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+
     def health(self) -> int:
         try:
             with urlopen(f"{self.url}/health", timeout=30) as answer:

@@ -137,19 +137,23 @@ def seconds_to_fail(server: Server) -> float:
     return time.monotonic() - begun
 
 
-def test_a_killed_rank_makes_health_fail(server):
+def test_a_killed_rank_makes_health_fail(server, figure):
     ranks_of(server)[1].kill()
-    seconds_to_fail(server)
+    seconds = seconds_to_fail(server)
+    figure("kill -9 of a rank under vLLM", f"/health fails after {seconds:.1f} s", "30 s")
+    assert seconds < 30
 
 
-def test_a_stopped_rank_makes_health_fail_within_30_seconds(tmp_path_factory, tokenizer):
+def test_a_stopped_rank_makes_health_fail_within_30_seconds(tmp_path_factory, tokenizer, figure):
     server = start(tmp_path_factory, tokenizer)
     try:
         ranks = ranks_of(server)
         ranks[1].suspend()
         with ThreadPoolExecutor(1) as pool:  # somebody waits for an answer meanwhile
             asked = pool.submit(server.post, "/v1/completions", completion())
-            assert seconds_to_fail(server) < 30
+            seconds = seconds_to_fail(server)
+            figure("SIGSTOP of a rank under vLLM", f"/health fails after {seconds:.1f} s", "30 s")
+            assert seconds < 30
             with contextlib.suppress(OSError, http.client.HTTPException):
                 status, _ = asked.result(60)
                 assert status >= 500
