@@ -26,12 +26,12 @@ KILLS       := 30
 GENERATIONS := 5000
 CASES       := 1200
 REQUESTS    := 2000
-FIGURES     := docs/results/reliability/checks.json
+FIGURES     := docs/results/reliability
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability test-newest test-oldest test-vllm vllm-env audit lock check format docs clean
+.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability reliability-files reliability-ranks test-newest test-oldest test-vllm vllm-env audit lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -100,11 +100,20 @@ test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
 test-reliability: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## kills, stalls, damaged files and long runs, a line with its figure for each (KILLS, GENERATIONS, CASES, REQUESTS)
-	rm -f $(FIGURES)
-	KILLS=$(KILLS) GENERATIONS=$(GENERATIONS) CASES=$(CASES) $(BIN)/python -m pytest --figures $(FIGURES) \
-		tests/reliability tests/dist/test_life.py tests/unit/test_mesh.py -m "not gpu and not vllm"
-	REQUESTS=$(REQUESTS) $(VLLM_VENV)/bin/python -m pytest --figures $(FIGURES) \
-		tests/serving/test_many_clients.py tests/serving/test_server.py -m vllm -k "many_clients or rank"
+	rm -rf $(FIGURES)
+	$(MAKE) -j2 reliability-files reliability-ranks
+
+reliability-files:
+	KILLS=$(KILLS) CASES=$(CASES) $(BIN)/python -m pytest --figures $(FIGURES)/files.json -m "slow or not slow" \
+		$(addprefix tests/reliability/test_,fuzz.py strangers_files.py kills.py wheel.py) \
+		tests/golden/test_versions.py tests/unit/test_cli.py -k "not test_cli or disk or no_room"
+
+reliability-ranks:
+	GENERATIONS=$(GENERATIONS) $(BIN)/python -m pytest --figures $(FIGURES)/ranks.json -m "slow or not slow" \
+		$(addprefix tests/reliability/test_,lost_ranks.py restarts.py interrupt.py requests.py long_runs.py) \
+		tests/dist/test_life.py tests/unit/test_mesh.py
+	REQUESTS=$(REQUESTS) $(VLLM_VENV)/bin/python -m pytest --figures $(FIGURES)/vllm.json -m vllm \
+		tests/serving/test_many_clients.py tests/serving/test_server.py -k "many_clients or rank"
 
 audit: | $(AUDIT_VENV)/bin/pip  ## ask PyPI for known vulnerabilities of what constraints/ names
 	$(AUDIT_VENV)/bin/pip install -q pip-audit

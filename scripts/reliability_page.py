@@ -10,25 +10,27 @@ import markers
 import recording
 
 PAGE = recording.DOCS / "reliability.md"
-RESULTS = recording.RESULTS / "reliability" / "checks.json"
+RESULTS = recording.RESULTS / "reliability"
+_PARTS = ("ranks", "vllm", "files")
 
 
-def found() -> dict[str, Any]:
-    """The checks, and where they ran."""
-    values: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return values
+def found() -> list[dict[str, Any]]:
+    """The checks of each part, and where they ran."""
+    files = (RESULTS / f"{part}.json" for part in _PARTS)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def table() -> str:
-    """A row a check, in the order in which they ran."""
+    """A row a check."""
     headings = ("what is done to it", "what happens", "asked for")
-    rows = [(each["check"], each["found"], each["bar"]) for each in found()["checks"]]
+    checks = [each for part in found() for each in part["checks"]]
+    rows = [(each["check"], each["found"], each["bar"]) for each in checks]
     return markers.markdown(headings, rows, numbers=False)
 
 
 def machine() -> str:
     """Where they ran."""
-    here = found()["environment"]
+    here = found()[0]["environment"]
     versions = f"Python {here['python']}, PyTorch {here['torch']}"
     return f"Measured on {here['machine']}, {here['cores']} cores, {versions}.\n"
 

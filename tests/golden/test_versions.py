@@ -58,7 +58,7 @@ def test_a_finished_run_is_left_alone_and_listed(kept, capfd):
     assert listed.code == 0 and "finished" in listed.out
 
 
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(kept, capfd):
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(kept, capfd, figure, request):
     before = History.load(kept / "run" / "history.json")
     shutil.rmtree(kept / "run" / "model")
     outcome = tiny.call(capfd, "train", "recipe.toml")
@@ -67,6 +67,11 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_end(kept, capfd):
     after = History.load(kept / "run" / "history.json")
     assert after.step == before.step
     assert after.validation[-1].loss == pytest.approx(before.validation[-1].loss, rel=1e-4)
+    figure(
+        f"tokens, a checkpoint, a run, a model and reports of version {request.node.callspec.id}",
+        "read; training goes on to the same loss",
+        "read",
+    )
 
 
 def test_reports(kept):

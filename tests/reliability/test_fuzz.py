@@ -1,7 +1,7 @@
 """Files from strangers: whatever is in them, what is not read ends in an error of ours.
 
 ``CASES`` says how many damaged files each kind of file is tried with; `make test-reliability` says
-1,500, which is more than 10,000 together.
+1,200, which is more than 10,000 together.
 """
 
 import json
@@ -20,15 +20,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import foreign
+import krakenlm
 import tiny
+from authors_checkpoint import make_checkpoint
+from krakenlm.bench.results import LatencyReport
 from krakenlm.data.folder_tokenizer import read_tokenizer
 from krakenlm.data.tokens import open_split
 from krakenlm.errors import KrakenError
+from krakenlm.eval.report import EvalReport
+from krakenlm.integrations.authors_release import convert
 from krakenlm.integrations.pretrained.gguf_file import GgufSource
 from krakenlm.integrations.pretrained.importing import import_model
 from krakenlm.integrations.pretrained.sources import FolderSource
 from krakenlm.model.checkpoint import read_config, read_shard
 from krakenlm.model.shard import split
+from krakenlm.plan.profile_files import read_profiles
 from krakenlm.train.recipe import read_recipe
 
 pytest.importorskip("gguf", reason="GGUF files need the package gguf: krakenlm[gguf]")
@@ -38,6 +44,8 @@ from gguf_files import write as write_gguf
 
 pytestmark = [pytest.mark.reliability, pytest.mark.usefixtures("one_thread")]
 
+REPORTS = Path(__file__).parents[1] / "golden" / "versions" / "0.1.0"
+PROFILE = Path(krakenlm.__file__).parent / "plan" / "profiles" / "devices" / "a100-40gb.toml"
 CASES = int(os.environ.get("CASES", "40"))
 SECONDS = 20.0
 """That a file may take; nearly all of it is a margin for busy machines."""
@@ -65,11 +73,13 @@ def weights(folder: Path) -> None:
     read_shard(folder, shard, torch.float32)
 
 
-def bring_in(source: Any, folder: Path) -> None:
+def bring_in(
+    source: Any, folder: Path, write: Callable[[Any, Path], object] = import_model
+) -> None:
     out = folder.with_name("out")
     shutil.rmtree(out, ignore_errors=True)
     try:
-        import_model(source, out)
+        write(source, out)
     except BaseException:
         assert not out.exists(), "half a model was written"
         raise
@@ -92,6 +102,18 @@ KINDS = {
     "another family's tensors": Kind(
         "llama/model.safetensors", lambda folder: bring_in(FolderSource(folder / "llama"), folder)
     ),
+    "a checkpoint of the authors' release": Kind(
+        "release.pt", lambda folder: bring_in(folder / "release.pt", folder, convert)
+    ),
+    "a profile of a machine": Kind(
+        "profile.toml", lambda folder: read_profiles([folder / "profile.toml"])
+    ),
+    "a report of latencies": Kind(
+        "latency.json", lambda folder: LatencyReport.load(folder / "latency.json"), True
+    ),
+    "a report of an evaluation": Kind(
+        "eval.json", lambda folder: EvalReport.load(folder / "eval.json"), True
+    ),
     "GGUF": Kind("model.gguf", lambda folder: bring_in(GgufSource(folder / "model.gguf"), folder)),
 }
 
@@ -105,6 +127,10 @@ def whole(tmp_path_factory, tiny_model, tiny_data) -> Path:
     recipe = tiny.recipe_text(Path("data"), Path("run"))
     (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
     foreign.make("llama").save_pretrained(folder / "llama")
+    torch.save(make_checkpoint(), folder / "release.pt")
+    shutil.copy(PROFILE, folder / "profile.toml")
+    for report in ("latency.json", "eval.json"):
+        shutil.copy(REPORTS / report, folder)
     write_gguf(foreign.make("llama", **WIDE), folder / "model.gguf")
     for kind in KINDS.values():
         kind.read(folder)

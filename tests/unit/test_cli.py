@@ -710,7 +710,9 @@ def test_prepare_on_a_full_disk(cli, tmp_path, tiny_text):
 
 
 @pytest.mark.parametrize("kilobytes", [4, 20, 40, 120, 400])
-def test_train_on_a_full_disk_goes_on_when_there_is_room(cli, tmp_path, tiny_data, kilobytes):
+def test_train_on_a_full_disk_goes_on_when_there_is_room(
+    cli, tmp_path, tiny_data, kilobytes, figure
+):
     """Full at the recipe, at a configuration, in the weights, the optimizer, the second one."""
     with small_disk(tmp_path / "disk", kilobytes) as disk:
         recipe = write_recipe(tmp_path, tiny_data, f"{disk}/run", steps=4, save_every=2)
@@ -725,11 +727,17 @@ def test_train_on_a_full_disk_goes_on_when_there_is_room(cli, tmp_path, tiny_dat
         outcome = cli("train", recipe)
         assert outcome.code == 0, outcome.err
         assert ("going on from checkpoint-2" in outcome.err) == bool(whole)
+    kept = "the last good checkpoint is kept" if whole else "nothing half-written is kept"
+    figure(
+        f"a disk of {kilobytes} kB that is full in the middle of training",
+        f"one line says so, {kept}, and the same command goes on",
+        "says so, keeps the last good checkpoint",
+    )
 
 
 @pytest.mark.parametrize(("kilobytes", "code"), [(420, 0), (300, 2)])
 def test_train_goes_on_without_the_checkpoints_that_have_no_room(
-    cli, tmp_path, tiny_data, kilobytes, code
+    cli, tmp_path, tiny_data, kilobytes, code, figure
 ):
     """There is room for one checkpoint and the finished model, or for the checkpoint alone."""
     with small_disk(tmp_path / "disk", kilobytes) as disk:
@@ -744,6 +752,12 @@ def test_train_goes_on_without_the_checkpoints_that_have_no_room(
         assert kept.name == "checkpoint-2" and (kept / "complete").exists()
         assert (disk / "run" / "model").exists() == (code == 0)
         assert code == 0 or f"krakenlm: cannot write {disk}/run/model: {FULL}" in outcome.err
+    if code == 0:
+        figure(
+            'the same with on_full_disk = "go-on"',
+            "two checkpoints are left out with a line each, training ends well",
+            "goes on as configured",
+        )
 
 
 def test_derive_on_a_full_disk(cli, tmp_path):

@@ -28,6 +28,7 @@ import plan_validate_page  # noqa: E402
 import publish_demo  # noqa: E402
 import publish_serving  # noqa: E402
 import publish_training  # noqa: E402
+import reliability_page  # noqa: E402
 import run_bench  # noqa: E402
 import training_page  # noqa: E402
 from krakenlm.config import WIRINGS  # noqa: E402
@@ -117,6 +118,7 @@ MEASURED = {  # what made the numbers of a page, and how to draw them again
     choose: "scripts/choose.py",
     adapt_page: "scripts/publish_adapt.py --draw",
     plan_validate_page: "scripts/plan_validate.py --draw",
+    reliability_page: "scripts/reliability_page.py",
     publish_training: "scripts/publish_training.py --draw",
     publish_serving: "scripts/publish_serving.py --draw",
 }

@@ -26,7 +26,6 @@ from krakenlm.console import print_note
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
-from krakenlm.ranks.attempts import store_of_this_attempt
 from krakenlm.ranks.cores import share_cores
 from krakenlm.ranks.devices import DeviceType, device_of
 from krakenlm.ranks.failures import (
@@ -42,6 +41,7 @@ from krakenlm.ranks.life import Loss, OnLoss, living
 from krakenlm.ranks.namespaces import Namespace
 from krakenlm.ranks.network import check_interface
 from krakenlm.ranks.processes import run_processes
+from krakenlm.ranks.torchrun import ending_with_parent, store_of_this_attempt
 
 Worker = Callable[..., None]
 OnMessage = Callable[[Any], None]
@@ -146,6 +146,7 @@ def _run_under_torchrun(
     share_cores(local_index, local_size, threads)
     rank = Rank(index, size, device, on_message, once(print_note))
     with (
+        ending_with_parent(),
         _process_group("env://", rank, timeout, end_on_loss, store_of_this_attempt()),
         trying("doing its part", REPORT),
     ):

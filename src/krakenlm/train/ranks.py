@@ -17,10 +17,10 @@ from torch import distributed
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import Activity
 from krakenlm.ranks.agreement import require_same_version
-from krakenlm.ranks.attempts import store_of_this_attempt
 from krakenlm.ranks.failures import CONNECTING, TIMEOUT_SECONDS
 from krakenlm.ranks.launch import end_on_loss
 from krakenlm.ranks.life import living
+from krakenlm.ranks.torchrun import ending_with_parent, store_of_this_attempt
 
 _T = TypeVar("_T")
 # Messages about the run itself travel between CPUs and never wait for a GPU's queue.
@@ -97,28 +97,28 @@ def joined(use_cpu: bool, timeout: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Ranks()
         return
+    with ending_with_parent():
+        ranks = _connected(use_cpu)
+        with living(ranks.index, ranks.count, ranks.activity, timeout, end_on_loss):
+            require_same_version()
+            yield ranks
+            ranks.wait()  # nobody leaves while another still listens
+        # Not after an error: the others may be in the middle of a sum, and end with this process.
+        distributed.destroy_process_group()
+
+
+def _connected(use_cpu: bool) -> Ranks:
+    """This process among the others. Trainer's own state finds the connection and keeps it."""
     from accelerate import PartialState
 
-    # Trainer's own state finds this connection and keeps it.
     with trying(*CONNECTING):
-        backend = None if use_cpu else _GPU_BACKENDS
-        state = PartialState(cpu=use_cpu, backend=backend, **_meeting())
-    ranks = Ranks(state.process_index, state.num_processes)
-    with living(ranks.index, ranks.count, ranks.activity, timeout, end_on_loss):
-        require_same_version()
-        yield ranks
-        ranks.wait()  # nobody leaves while another still listens
-    # Not after an error: the others may be in the middle of a sum, and end with this process.
-    distributed.destroy_process_group()
-
-
-def _meeting() -> dict[str, Any]:
-    """Of ``init_process_group``; empty leaves it to accelerate."""
-    store = store_of_this_attempt()
-    if store is None:
-        return {}
-    sizes = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-    return {"store": store, **sizes}
+        options: dict[str, Any] = {"backend": None if use_cpu else _GPU_BACKENDS}
+        store = store_of_this_attempt()
+        if store is not None:
+            sizes = {name: int(os.environ[name.upper()]) for name in ("rank", "world_size")}
+            options |= {"store": store, **sizes}
+        state = PartialState(cpu=use_cpu, **options)
+    return Ranks(state.process_index, state.num_processes)
 
 
 def share(batch_size: int, accumulation: int, ranks: int) -> tuple[int, int]:
