@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ class Server:
                 text=True,
             )
         self.said = self._wait(log)
+        self._later: list[str] = []
+        # A server whose output nobody reads stands still once the pipe is full.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def said_later(self) -> str:
+        """What it has said since, up to its end."""
+        self._reader.join(60)
+        return "".join(self._later)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self._later.extend(self.process.stdout)
 
     def _wait(self, log: Path) -> list[str]:
         said = []

@@ -161,5 +161,5 @@ def test_a_stopped_rank_makes_health_fail_within_30_seconds(tmp_path_factory, to
         assert not alive
     finally:
         server.stop()
-    log = server.process.stdout.read() + (server.folder.parent / "log.txt").read_text()
+    log = server.said_later + (server.folder.parent / "log.txt").read_text()
     assert "has given no sign of life for 15 s while serving" in log

@@ -72,6 +72,33 @@ def test_a_store_that_does_not_answer_is_torchrun_that_is_gone(under_torchrun):
         torchrun.store_of_this_attempt()
 
 
+WAITING = """
+import os, sys, signal
+from datetime import timedelta
+from torch.distributed import TCPStore
+from krakenlm.ranks.torchrun import ended_by_sigterm
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+store = TCPStore("127.0.0.1", 0, is_master=True)
+with ended_by_sigterm():
+    print("waiting", flush=True)
+    store.wait(["nobody"], timedelta(seconds=60))
+"""
+
+
+def test_a_process_that_waits_for_others_ends_at_once_when_it_is_asked_to():
+    process = psutil.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"waiting\n"
+    process.terminate()
+    assert process.wait(20) == -signal.SIGTERM
+
+
+def test_after_that_a_handler_is_what_it_was(own_signals):
+    signal.signal(signal.SIGTERM, print)
+    with torchrun.ended_by_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is print
+
+
 MIDDLE = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 WATCHED = """
 import time

@@ -41,7 +41,7 @@ from krakenlm.ranks.life import Loss, OnLoss, living
 from krakenlm.ranks.namespaces import Namespace
 from krakenlm.ranks.network import check_interface
 from krakenlm.ranks.processes import run_processes
-from krakenlm.ranks.torchrun import ending_with_parent, store_of_this_attempt
+from krakenlm.ranks.torchrun import ended_by_sigterm, ending_with_parent, store_of_this_attempt
 
 Worker = Callable[..., None]
 OnMessage = Callable[[Any], None]
@@ -268,7 +268,7 @@ def _process_group(
     store: Store | None = None,
 ) -> Iterator[None]:
     rank.activity("connecting to the other ranks")
-    with trying(*CONNECTING):
+    with trying(*CONNECTING), ended_by_sigterm():
         dist.init_process_group(
             backend="nccl" if rank.device.type == "cuda" else "gloo",
             init_method=meeting_point if store is None else None,

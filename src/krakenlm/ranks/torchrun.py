@@ -5,6 +5,7 @@ else would end it, and PyTorch waits half an hour for others that never come.
 """
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -65,6 +66,24 @@ def ending_with_parent() -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Meanwhile, SIGTERM ends this process at once.
+
+    While PyTorch waits for other processes no handler of Python's is heard, and torchrun, which
+    has lost one of them, would wait 30 seconds for the others to end.
+    """
+    try:
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_store() -> None:

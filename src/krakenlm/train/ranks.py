@@ -20,7 +20,7 @@ from krakenlm.ranks.agreement import require_same_version
 from krakenlm.ranks.failures import CONNECTING, TIMEOUT_SECONDS
 from krakenlm.ranks.launch import end_on_loss
 from krakenlm.ranks.life import living
-from krakenlm.ranks.torchrun import ending_with_parent, store_of_this_attempt
+from krakenlm.ranks.torchrun import ended_by_sigterm, ending_with_parent, store_of_this_attempt
 
 _T = TypeVar("_T")
 # Messages about the run itself travel between CPUs and never wait for a GPU's queue.
@@ -111,7 +111,7 @@ def _connected(use_cpu: bool) -> Ranks:
     """This process among the others. Trainer's own state finds the connection and keeps it."""
     from accelerate import PartialState
 
-    with trying(*CONNECTING):
+    with trying(*CONNECTING), ended_by_sigterm():
         options: dict[str, Any] = {"backend": None if use_cpu else _GPU_BACKENDS}
         store = store_of_this_attempt()
         if store is not None:
