@@ -24,7 +24,7 @@ GPU_PYTHON  := $(if $(GPU_REHEARSAL),$(BIN)/python,$(PYTHON))
 # Of `make test-reliability`: kills of each training run, requests in a row, damaged files of each kind.
 KILLS       := 30
 GENERATIONS := 5000
-CASES       := 1200
+CASES       := 800
 REQUESTS    := 2000
 FIGURES     := docs/results/reliability
 # The tests that `make test-newest` and `make test-oldest` run.
@@ -105,13 +105,13 @@ test-reliability: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## kills, stal
 
 reliability-files:
 	KILLS=$(KILLS) CASES=$(CASES) $(BIN)/python -m pytest --figures $(FIGURES)/files.json -m "slow or not slow" \
-		$(addprefix tests/reliability/test_,fuzz.py strangers_files.py kills.py wheel.py) \
-		tests/golden/test_versions.py tests/unit/test_cli.py -k "not test_cli or disk or no_room"
+		$(addprefix tests/reliability/test_,fuzz.py kills.py)
 
 reliability-ranks:
 	GENERATIONS=$(GENERATIONS) $(BIN)/python -m pytest --figures $(FIGURES)/ranks.json -m "slow or not slow" \
-		$(addprefix tests/reliability/test_,lost_ranks.py restarts.py interrupt.py requests.py long_runs.py) \
-		tests/dist/test_life.py tests/unit/test_mesh.py
+		$(addprefix tests/reliability/test_,lost_ranks.py restarts.py interrupt.py requests.py long_runs.py strangers_files.py wheel.py) \
+		tests/dist/test_life.py tests/unit/test_mesh.py tests/golden/test_versions.py \
+		tests/unit/test_cli.py -k "not test_cli or disk or no_room"
 	REQUESTS=$(REQUESTS) $(VLLM_VENV)/bin/python -m pytest --figures $(FIGURES)/vllm.json -m vllm \
 		tests/serving/test_many_clients.py tests/serving/test_server.py -k "many_clients or rank"
 

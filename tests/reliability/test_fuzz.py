@@ -1,7 +1,7 @@
 """Files from strangers: whatever is in them, what is not read ends in an error of ours.
 
 ``CASES`` says how many damaged files each kind of file is tried with; `make test-reliability` says
-1,200, which is more than 10,000 together.
+800, which is more than 10,000 together.
 """
 
 import json
