@@ -189,7 +189,7 @@ SEE = """
 import json, os, pathlib, socket, sys
 rank = os.environ["RANK"]
 print("out", rank)
-print("err", rank, file=sys.stderr)
+sys.stderr.write(f"err {rank}\\n")  # at once: print would write the end of the line by itself
 seen = dict(os.environ, interfaces=[name for _, name in socket.if_nameindex()])
 pathlib.Path(sys.argv[1], "seen" + rank).write_text(json.dumps(seen))
 """
