@@ -24,7 +24,6 @@ from krakenlm.engine.requests import room_for_answer
 from krakenlm.engine.trace import Event
 from krakenlm.environment import Environment, cores_here
 from krakenlm.errors import KrakenError, trying
-from krakenlm.model.shard import split
 from krakenlm.ranks.devices import DeviceType, check_device, check_dtype, check_threads, name_of
 from krakenlm.ranks.failures import REPORT
 from krakenlm.ranks.launch import Rank, launch
@@ -301,13 +300,7 @@ def _units(rank: Rank, engine: Engine) -> tuple[int, ...]:
     options = engine.options
     if options.emulated_ranks is None:
         return tuple(gathered(rank, engine.shard.count))
-    assert options.placement != "auto", "the options refuse it"
-    shards = split(
-        engine.config,
-        options.emulated_ranks,
-        placement=options.placement,
-        tensor_parallel=options.tensor_parallel,
-    )
+    shards = options.shards(engine.config, options.emulated_ranks)
     return tuple(shard.count for shard in shards)
 
 

@@ -1,12 +1,12 @@
 """``krakenlm adapt``: a trained model's sums out of sight, with little training."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from krakenlm.cli.bench_outputs import command
 from krakenlm.cli.options import OneDeviceOption, positive_numbers
 from krakenlm.errors import KrakenError
 
@@ -162,7 +162,7 @@ def adapt(
         ),
         device=device,
     )
-    report = run_adaptation(plan, measuring, ["krakenlm", *sys.argv[1:]])
+    report = run_adaptation(plan, measuring, command())
     _show(report, plan.run / "model")
 
 

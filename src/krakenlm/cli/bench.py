@@ -16,6 +16,8 @@ from krakenlm.cli.bench_outputs import (
 )
 from krakenlm.cli.options import (
     DeviceOption,
+    OutputJsonOption,
+    RanksOption,
     TensorParallelOption,
     ThreadsOption,
     TransportOption,
@@ -56,10 +58,6 @@ _Wirings = Annotated[
         "shared/2:0+4-11 only these layers hide their sums.",
         show_default=_WIRINGS,
     ),
-]
-_Devices = Annotated[
-    int | None,
-    typer.Option(help="Ranks; by default 2, under torchrun its own number.", show_default="2"),
 ]
 _InputLen = Annotated[int, typer.Option(help="Tokens of a prompt.")]
 _OutputLen = Annotated[int, typer.Option(help="Tokens to generate; 1 is the first token only.")]
@@ -124,7 +122,6 @@ _Sublayers = Annotated[
         "MODEL's own."
     ),
 ]
-_OutputJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers.")]
 _Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the latencies.")]
 _Trace = Annotated[
     Path | None,
@@ -143,7 +140,7 @@ def latency(
     model: _Model = None,
     size: _Size = None,
     wirings: _Wirings = None,
-    devices: _Devices = None,
+    devices: RanksOption = None,
     input_len: _InputLen = 512,
     output_len: _OutputLen = 16,
     batch_size: _BatchSize = 1,
@@ -162,7 +159,7 @@ def latency(
     tensor_parallel: TensorParallelOption = 1,
     kraken: _Kraken = None,
     sublayers: _Sublayers = None,
-    output_json: _OutputJson = None,
+    output_json: OutputJsonOption = None,
     plot: _Plot = None,
     trace: _Trace = None,
     breakdown: _Breakdown = False,

@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krakenlm.cli.bench_outputs import check_outputs, command, number_of, say_written
-from krakenlm.cli.options import DeviceOption, LinkOption
+from krakenlm.cli.options import DeviceOption, LinkOption, OutputJsonOption, RanksOption
 
 if TYPE_CHECKING:
     from krakenlm.bench.allreduce import Sweep
 
-_Devices = Annotated[
-    int | None,
-    typer.Option(help="Ranks; by default 2, under torchrun its own number.", show_default="2"),
-]
-_OutputJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers.")]
-
 
 def allreduce(
-    devices: _Devices = None,
+    devices: RanksOption = None,
     dtype: Annotated[
         str, typer.Option(help="Of messages; process groups sum float32 as well.")
     ] = "bfloat16",
@@ -38,7 +32,7 @@ def allreduce(
     num_iters: Annotated[int, typer.Option(help="Timed sums of each size.")] = 20,
     device: DeviceOption = "auto",
     link: LinkOption = "real",
-    output_json: _OutputJson = None,
+    output_json: OutputJsonOption = None,
 ) -> None:
     """Time sums over the ranks; the columns are those of nccl-tests."""
     from krakenlm.bench.allreduce import Sweep, parse_bytes, parse_transports

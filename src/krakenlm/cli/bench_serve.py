@@ -1,11 +1,11 @@
 """``krakenlm bench serve``: what clients of a served model see."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from krakenlm.cli.bench_outputs import command
 from krakenlm.cli.options import positive_numbers
 from krakenlm.errors import KrakenError
 
@@ -89,7 +89,7 @@ def serve(
             rounds=rounds,
             urls=url or (),
             nodes=Nodes(tuple(peer or ()), master_addr),
-            command=["krakenlm", *sys.argv[1:]],
+            command=command(),
         )
         console_for_tables(WIDTH).print(table(report.results))
         write(report.to_json())

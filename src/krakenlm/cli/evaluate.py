@@ -1,12 +1,12 @@
 """``krakenlm eval``: zero-shot scores of a model, beside those of others."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from krakenlm.cli.bench_outputs import command
 from krakenlm.cli.options import CheckOption, OneDeviceOption, SublayersOption, check_if
 from krakenlm.errors import KrakenError
 
@@ -101,7 +101,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             load=_loader(model, backend, device, devices, sublayers),
-            command=["krakenlm", *sys.argv[1:]],
+            command=command(),
         )
         _show([*bases, report])  # before the file: a full disk costs no evaluation
         write(report.to_json())

@@ -50,6 +50,11 @@ OtherTokenizerOption = Annotated[
     ),
 ]
 
+RanksOption = Annotated[
+    int | None,
+    typer.Option(help="Ranks; by default 2, under torchrun its own number.", show_default="2"),
+]
+OutputJsonOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all numbers.")]
 CheckOption = Annotated[
     bool,
     typer.Option(

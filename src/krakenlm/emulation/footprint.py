@@ -10,7 +10,6 @@ from krakenlm.bench.latency import Setup
 from krakenlm.bench.models import Contender
 from krakenlm.bench.ranks import dtype_on
 from krakenlm.errors import KrakenError
-from krakenlm.model.shard import split
 from krakenlm.plan.memory import Memory, memory_of
 from krakenlm.plan.trace import Pass, trace
 from krakenlm.ranks.devices import device_of, name_of
@@ -30,13 +29,7 @@ def memory(contender: Contender, setup: Setup, dtype: torch.dtype) -> Memory:
         dtype: of weights, cache and messages.
     """
     options = setup.options(contender)
-    assert options.placement != "auto", "nobody is there to be measured"
-    shard = split(
-        contender.config,
-        setup.devices,
-        placement=options.placement,
-        tensor_parallel=options.tensor_parallel,
-    )[0]
+    shard = options.shards(contender.config, setup.devices)[0]
     which = Pass(setup.batch_size, setup.input_len, chunks=contender.prefill_chunks)
     return memory_of(
         shard,

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from krakenlm.config import ModelConfig
 from krakenlm.errors import KrakenError
+from krakenlm.model.shard import Shard, split
 from krakenlm.ranks.placement import Placement
 from krakenlm.transport.connect import TRANSPORTS, Transport
 from krakenlm.transport.links import LinkModel
@@ -55,3 +57,12 @@ class EngineOptions:
                 )
             if self.placement == "auto":
                 raise KrakenError("--emulate-peers: nobody to measure for --placement auto")
+
+    def shards(self, config: ModelConfig, ranks: int) -> list[Shard]:
+        """Each rank's part of a model, where they need not be measured for it.
+
+        Raises:
+            KrakenError: the model cannot be divided so.
+        """
+        assert self.placement != "auto", "ranks have to be measured first"
+        return split(config, ranks, placement=self.placement, tensor_parallel=self.tensor_parallel)
