@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -203,20 +204,18 @@ def test_processes_that_die_are_one_line(source, monkeypatch):
         list(workers.encoded(pieces([source]), broken, 2))
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
-def test_where_processes_cannot_share_locks_one_tokenizes_and_says_so(
-    tmp_path, make, monkeypatch, capfd, code
-):
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    make("one", workers=1)
+def test_a_process_that_dies_within_its_answer_is_not_waited_for(source, monkeypatch):
+    """What has come of it so far says how much is still to come, and never will."""
+    monkeypatch.setattr(workers, "_BATCH_PIECES", 10)
     monkeypatch.setattr(workers, "_WORTH_PROCESSES", 2)
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", refused)
-    make("two", workers=2)
-    assert tiny.snapshot(tmp_path / "one") == tiny.snapshot(tmp_path / "two")
-    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note:")]
-    assert len(notes) == 1 and f"share ({os.strerror(code)}), so one process tokenizes" in notes[0]
+    monkeypatch.setattr(workers, "_encode_for", answers_by_half)
+    with pytest.raises(KrakenError, match=r"a process that tokenized was killed"):
+        list(workers.encoded(pieces([source]), workers.Encoding(engine="", eos_id=0), 2))
+
+
+def answers_by_half(pipe, encoding):
+    pipe.recv()
+    os.write(pipe.fileno(), struct.pack("!i", 1_000_000) + bytes(1000))
 
 
 @pytest.mark.parametrize(("option", "message"), [("shard_tokens", "a shard"), ("workers", "worke")])

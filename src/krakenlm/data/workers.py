@@ -3,25 +3,29 @@
 By processes of one thread each: the threads of the ``tokenizers`` library leave the Python side of
 the work (turning its results into arrays) to a single core. Little text is encoded in this process,
 where starting others would take longer than the work.
+
+Each process has a pipe of its own, and they take the batches in turn. A ``ProcessPoolExecutor`` has
+one queue for all results, on which it waits for ever when a process ends in the middle of one, as
+it does on Ctrl-C or when memory runs out.
 """
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain, cycle, islice
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from krakenlm.console import print_note
 from krakenlm.data.text import Piece
 from krakenlm.data.tokenizer import encode, encoder_of
 from krakenlm.errors import KrakenError
@@ -34,6 +38,10 @@ _BATCH_CHARS = 1 << 19
 _BATCH_PIECES = 1024
 # Fewer batches than this are encoded before other processes would have started.
 _WORTH_PROCESSES = 8
+# Batches that a process has been given: the one it is at, and what it goes on with.
+_AHEAD = 2
+
+_Plain: TypeAlias = tuple[list[str], list[bool]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,58 +94,73 @@ def encoded(
     batches = _batches(stream)
     first = list(islice(batches, _WORTH_PROCESSES)) if workers > 1 else []
     everything = chain(first, batches)
-    pool = _pool(encoding, workers) if len(first) == _WORTH_PROCESSES else None
-    if pool is not None:
-        yield from _by_processes(everything, pool, workers)
+    if len(first) == _WORTH_PROCESSES:
+        yield from _by_processes(everything, encoding, workers)
         return
     encoder = encoder_of(encoding.engine)
     for batch in everything:
         yield Encoded(batch, *_encode(encoder, encoding.eos_id, *_plain(batch)))
 
 
-def _pool(encoding: Encoding, workers: int) -> ProcessPoolExecutor | None:
-    """The processes; None where the system does not let them share their locks."""
-    try:
-        return ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(encoding,)
+class _Worker:
+    """A process that encodes, and the pipe to it."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(
+            target=_encode_for, args=(theirs, encoding), daemon=True
         )
-    except OSError as error:
-        print_note(
-            f"note: /dev/shm cannot hold what --workers share ({error.strerror}), so one process "
-            "tokenizes: mount a tmpfs there that can be written to, or give it more room"
-        )
-        return None
+        with _interrupts_held():
+            self._process.start()
+        theirs.close()  # so that its end is the pipe's
+
+    def give(self, batch: list[Piece]) -> None:
+        with suppress(ConnectionError):  # `take` says so
+            self._pipe.send(_plain(batch))
+
+    def take(self) -> tuple[NDArray[np.uint32], list[int]]:
+        try:
+            ids, lengths = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise KrakenError(
+                "a process that tokenized was killed, as happens when memory runs out: choose "
+                "fewer --workers"
+            ) from error
+        return ids, lengths
+
+    def end(self) -> None:
+        """Whatever it is at: that is of no use any more, so Ctrl-C need not wait for it."""
+        self._process.terminate()
+        self._process.join()
+        self._pipe.close()
 
 
 def _by_processes(
-    batches: Iterable[list[Piece]], pool: ProcessPoolExecutor, workers: int
+    batches: Iterable[list[Piece]], encoding: Encoding, workers: int
 ) -> Generator[Encoded, None, None]:
-    before = set(multiprocessing.active_children())
-    waiting: deque[tuple[list[Piece], Future[tuple[NDArray[np.uint32], list[int]]]]] = deque()
+    started: list[_Worker] = []
+    given: deque[tuple[list[Piece], _Worker]] = deque()
+
+    def next_one() -> Encoded:
+        pieces, worker = given.popleft()
+        return Encoded(pieces, *worker.take())
+
     try:
-        for batch in batches:
-            with _interrupts_held():
-                waiting.append((batch, pool.submit(_encode_here, *_plain(batch))))
-            if len(waiting) > 2 * workers:
-                pieces, future = waiting.popleft()
-                yield Encoded(pieces, *future.result())
-        while waiting:
-            pieces, future = waiting.popleft()
-            yield Encoded(pieces, *future.result())
-    except BrokenProcessPool as error:
-        raise KrakenError(
-            "a process that tokenized was killed, as happens when memory runs out: choose fewer "
-            "--workers"
-        ) from error
-    except BaseException:  # what they are at is of no use, so Ctrl-C need not wait for it
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        raise
+        started.extend(_Worker(encoding) for _ in range(workers))
+        for batch, worker in zip(batches, cycle(started), strict=False):
+            if len(given) == _AHEAD * workers:
+                yield next_one()
+            worker.give(batch)
+            given.append((batch, worker))
+        while given:
+            yield next_one()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in started:
+            worker.end()
 
 
-def _plain(batch: list[Piece]) -> tuple[list[str], list[bool]]:
+def _plain(batch: list[Piece]) -> _Plain:
     """What the encoding process needs to know: the texts, and which of them end documents."""
     return [piece.text for piece in batch], [piece.last for piece in batch]
 
@@ -154,27 +177,24 @@ def _encode(
     return joined, lengths
 
 
-_here: list[Any] = []
-"""In a process that encodes: its encoder and the token that ends a document."""
-
-
-def _start(encoding: Encoding) -> None:
-    """Prepare a process that encodes."""
+def _encode_for(pipe: Connection, encoding: Encoding) -> None:
+    """What a process does: it encodes what comes until its parent ends."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _here[:] = encoder_of(encoding.engine), encoding.eos_id
+    batches: queue.SimpleQueue[_Plain] = queue.SimpleQueue()
+    # A thread, so that the parent, when it sends, never waits for one that is still encoding.
+    threading.Thread(target=_receive, args=(pipe, batches), daemon=True).start()
+    encoder = encoder_of(encoding.engine)
+    with suppress(ConnectionError):
+        while True:
+            pipe.send(_encode(encoder, encoding.eos_id, *batches.get()))
 
 
-def _encode_here(texts: list[str], last: list[bool]) -> tuple[NDArray[np.uint32], list[int]]:
-    return _encode(_here[0], _here[1], texts, last)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its pool, which would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _receive(pipe: Connection, batches: "queue.SimpleQueue[_Plain]") -> None:
+    try:
+        while True:
+            batches.put(pipe.recv())
+    except (EOFError, OSError):  # nobody is left to encode for
+        os._exit(1)
 
 
 @contextmanager
