@@ -106,18 +106,28 @@ class Running:
     def end(self, seconds: float = SECONDS_TO_END) -> int:
         """The exit code, and in ``seconds`` how long that took; nothing outlives the command."""
         code = self.process.wait(seconds)
-        _, alive = psutil.wait_procs(self._descendants, timeout=5)
-        assert alive == []
+        limit = time.monotonic() + 5
+        while not all(map(_has_ended, self._descendants)):
+            assert time.monotonic() < limit, self._descendants
+            time.sleep(0.02)
         self.seconds = time.monotonic() - self._sent
         self._reader.join(5)
         if (
             TORCHRUN[1] not in self._program
         ):  # which leaves its logs, and ends with a traceback of its own
             assert list(self.temporary.iterdir()) == []
-            assert "Traceback" not in self.terminal
+            assert "Traceback" not in self.terminal, self.terminal
         return int(code)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more, though nobody may have asked for its exit code yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

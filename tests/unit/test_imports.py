@@ -25,7 +25,9 @@ PACKAGE = Path(krakenlm.__file__).parent
 # share a place must not import each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"files", "console", "strict", "spread", "environment", "overrides", "utf8"}),
+    frozenset(
+        {"files", "console", "strict", "spread", "environment", "overrides", "utf8", "signals"}
+    ),
     frozenset({"config"}),
     frozenset({"data", "model"}),
     frozenset({"ranks"}),

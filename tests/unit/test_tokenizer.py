@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -215,3 +216,25 @@ def test_tokenizer_that_loses_text_is_refused():
     lossy.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(KrakenError, match="tokenizer uncased does not give back the text"):
         check_lossless(PreTrainedTokenizerFast(tokenizer_object=lossy), "uncased")
+
+
+def test_another_process_learns_the_same_from_much_text(monkeypatch):
+    here = train_tokenizer(much_text, 300)
+    monkeypatch.setattr(module, "_SOON_LEARNT", 1)
+    there = train_tokenizer(much_text, 300)
+    assert there.backend_tokenizer.to_str() == here.backend_tokenizer.to_str()
+
+
+def test_a_process_that_dies_while_it_learns_is_one_line(monkeypatch):
+    monkeypatch.setattr(module, "_SOON_LEARNT", 1)
+    monkeypatch.setattr(module, "_train_in_child", learns_nothing)
+    with pytest.raises(KrakenError, match=r"^the process that learnt a tokenizer was killed"):
+        train_tokenizer(much_text, 300)
+
+
+def much_text(_):
+    return iter([TEXT, AWKWARD, TEXT])
+
+
+def learns_nothing(*_):
+    os._exit(1)

@@ -1,14 +1,14 @@
 """Which tokenizer does a name, a directory or a text give?"""
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from krakenlm.console import notes
 from krakenlm.data.bad_text import OnBad, refuse
+from krakenlm.data.child import Child, ChildGoneError
 from krakenlm.data.hub import hub_answers
 from krakenlm.data.text import check_files, pieces
 from krakenlm.data.tokenizer_files import (
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SMALLEST_VOCABULARY = 257  # the 256 bytes and the end of text
 TRAINING_BYTES = 32 << 20
+# Characters that are learnt from before another process would have started.
+_SOON_LEARNT = 1 << 19
 # Upper case, runs of blanks, a composed accent, four-byte characters: what lossy tokenizers change.
 _PROBE = "The  Quick\n\n\tbrown fox; d'\u00e9t\u00e9 \U0001f98a end \n"
 
@@ -98,19 +100,11 @@ def train_tokenizer(texts: Sequence[Path] | Sample, vocab_size: int) -> "PreTrai
             f"a vocabulary of {vocab_size} entries is too small: byte-level BPE needs at least "
             f"{SMALLEST_VOCABULARY} (256 bytes and {END_OF_TEXT}), as in train:8192"
         )
-    from tokenizers import models, pre_tokenizers, trainers
+    from tokenizers import models
 
     sample = sample_of_files(check_files(texts)) if isinstance(texts, Sequence) else texts
-    tokenizer = byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     with notes.status(f"learning a tokenizer of {vocab_size} entries"):
-        _train(tokenizer, trainer, sample(TRAINING_BYTES))
-    return _wrap(tokenizer)
+        return _wrap(_train(byte_level(models.BPE()), vocab_size, sample(TRAINING_BYTES)))
 
 
 def sample_of_files(
@@ -216,17 +210,54 @@ def _with_end_of_text(tokenizer: Any, name: str) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _train(tokenizer: "Tokenizer", trainer: Any, texts: Iterator[str]) -> None:
-    """Train on a thread of its own: in the main one Ctrl-C would be heard only at the end."""
-    stop = threading.Event()
-    fed = itertools.takewhile(lambda _: not stop.is_set(), texts)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        training = pool.submit(tokenizer.train_from_iterator, fed, trainer)
-        try:
-            training.result()
-        except BaseException:
-            stop.set()
-            raise
+def _train(tokenizer: "Tokenizer", vocab_size: int, texts: Iterator[str]) -> "Tokenizer":
+    """Train on much text in a process of its own: in this one Ctrl-C would be heard at the end."""
+    first = list(_up_to(texts, _SOON_LEARNT))
+    rest = next(texts, None)
+    if rest is None:
+        tokenizer.train_from_iterator(first, _trainer(vocab_size))
+        return tokenizer
+    child = Child(_train_in_child, tokenizer.to_str(), vocab_size)
+    try:
+        for text in itertools.chain(first, [rest], texts):
+            child.send(text)
+        child.send(None)
+        return type(tokenizer).from_str(child.receive())
+    except ChildGoneError as error:
+        raise KrakenError(
+            "the process that learnt a tokenizer was killed, as happens when memory runs out: give "
+            "it less text, or choose a tokenizer that is there with --tokenizer"
+        ) from error
+    finally:
+        child.end()
+
+
+def _train_in_child(pipe: Connection, engine: str, vocab_size: int) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(engine)
+    tokenizer.train_from_iterator(iter(pipe.recv, None), _trainer(vocab_size))
+    pipe.send(tokenizer.to_str())
+
+
+def _trainer(vocab_size: int) -> Any:
+    from tokenizers import pre_tokenizers, trainers
+
+    return trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+
+
+def _up_to(texts: Iterator[str], limit: int) -> Iterator[str]:
+    """The next texts, until they have so many characters."""
+    for text in texts:
+        yield text
+        limit -= len(text)
+        if limit <= 0:
+            return
 
 
 def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":

@@ -9,23 +9,21 @@ one queue for all results, on which it waits for ever when a process ends in the
 it does on Ctrl-C or when memory runs out.
 """
 
-import multiprocessing
 import os
 import queue
-import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from krakenlm.data.child import Child, ChildGoneError
 from krakenlm.data.text import Piece
 from krakenlm.data.tokenizer import encode, encoder_of
 from krakenlm.errors import KrakenError
@@ -102,62 +100,33 @@ def encoded(
         yield Encoded(batch, *_encode(encoder, encoding.eos_id, *_plain(batch)))
 
 
-class _Worker:
-    """A process that encodes, and the pipe to it."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(
-            target=_encode_for, args=(theirs, encoding), daemon=True
-        )
-        with _interrupts_held():
-            self._process.start()
-        theirs.close()  # so that its end is the pipe's
-
-    def give(self, batch: list[Piece]) -> None:
-        with suppress(ConnectionError):  # `take` says so
-            self._pipe.send(_plain(batch))
-
-    def take(self) -> tuple[NDArray[np.uint32], list[int]]:
-        try:
-            ids, lengths = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise KrakenError(
-                "a process that tokenized was killed, as happens when memory runs out: choose "
-                "fewer --workers"
-            ) from error
-        return ids, lengths
-
-    def end(self) -> None:
-        """Whatever it is at: that is of no use any more, so Ctrl-C need not wait for it."""
-        self._process.terminate()
-        self._process.join()
-        self._pipe.close()
-
-
 def _by_processes(
     batches: Iterable[list[Piece]], encoding: Encoding, workers: int
 ) -> Generator[Encoded, None, None]:
-    started: list[_Worker] = []
-    given: deque[tuple[list[Piece], _Worker]] = deque()
+    started: list[Child] = []
+    given: deque[tuple[list[Piece], Child]] = deque()
 
     def next_one() -> Encoded:
-        pieces, worker = given.popleft()
-        return Encoded(pieces, *worker.take())
+        pieces, child = given.popleft()
+        return Encoded(pieces, *child.receive())
 
     try:
-        started.extend(_Worker(encoding) for _ in range(workers))
-        for batch, worker in zip(batches, cycle(started), strict=False):
+        started.extend(Child(_encode_for, encoding) for _ in range(workers))
+        for batch, child in zip(batches, cycle(started), strict=False):
             if len(given) == _AHEAD * workers:
                 yield next_one()
-            worker.give(batch)
-            given.append((batch, worker))
+            child.send(_plain(batch))
+            given.append((batch, child))
         while given:
             yield next_one()
+    except ChildGoneError as error:
+        raise KrakenError(
+            "a process that tokenized was killed, as happens when memory runs out: choose fewer "
+            "--workers"
+        ) from error
     finally:
-        for worker in started:
-            worker.end()
+        for child in started:
+            child.end()
 
 
 def _plain(batch: list[Piece]) -> _Plain:
@@ -178,33 +147,20 @@ def _encode(
 
 
 def _encode_for(pipe: Connection, encoding: Encoding) -> None:
-    """What a process does: it encodes what comes until its parent ends."""
+    """What a process does: it encodes what comes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     batches: queue.SimpleQueue[_Plain] = queue.SimpleQueue()
     # A thread, so that the parent, when it sends, never waits for one that is still encoding.
     threading.Thread(target=_receive, args=(pipe, batches), daemon=True).start()
     encoder = encoder_of(encoding.engine)
-    with suppress(ConnectionError):
-        while True:
-            pipe.send(_encode(encoder, encoding.eos_id, *batches.get()))
+    while True:
+        pipe.send(_encode(encoder, encoding.eos_id, *batches.get()))
 
 
 def _receive(pipe: Connection, batches: "queue.SimpleQueue[_Plain]") -> None:
-    try:
+    with suppress(EOFError, OSError):  # this process ends with its parent
         while True:
             batches.put(pipe.recv())
-    except (EOFError, OSError):  # nobody is left to encode for
-        os._exit(1)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C; this one sees it afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -12,8 +12,8 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from krakenlm.errors import trying
 from krakenlm.ranks.activity import ACTIVITY_BYTES, Activity, has_been_stopped
 from krakenlm.ranks.failures import BEAT_SECONDS, REPORT, failure_of
+from krakenlm.signals import held_back
 
 SECONDS_TO_END = 5.0
 """What a process gets that was asked to end."""
@@ -110,16 +111,6 @@ def end(processes: Sequence[BaseProcess]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
-
-
-@contextmanager
-def held_back(*numbers: signal.Signals) -> Iterator[None]:
-    """Signals wait meanwhile; processes that are started inherit that."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def _forked(name: str, index: int, arguments: tuple[Any, ...]) -> BaseProcess:

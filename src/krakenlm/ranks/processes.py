@@ -18,7 +18,8 @@ from typing import Any
 
 from krakenlm.console import print_note
 from krakenlm.ranks.failures import Failure, Note, once, vanished, while_doing
-from krakenlm.ranks.forking import SECONDS_TO_END, Body, End, Stopped, held_back, start_ranks
+from krakenlm.ranks.forking import SECONDS_TO_END, Body, End, Stopped, start_ranks
+from krakenlm.signals import held_back
 
 _NAME = "krakenlm rank"
 # NumPy's OpenBLAS starts its threads as soon as it is imported, and the starter must have none.
@@ -55,7 +56,7 @@ def run_processes(
         name="the process that starts the ranks",
     )
     try:
-        resource_tracker.ensure_running()  # starting it later would let go of the signal
+        resource_tracker.ensure_running()
         # Nobody but this process hears Ctrl-C: importing, the starter would print a traceback.
         with held_back(signal.SIGINT), _one_thread_of_blas():
             starter.start()
