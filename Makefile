@@ -31,7 +31,7 @@ FIGURES     := docs/results/reliability
 TESTS  := tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability reliability-files reliability-ranks test-newest test-oldest test-vllm vllm-env audit lock check format docs clean
+.PHONY: help demo bench parity plan-validate smollm2 adapt-gpu gpu test test-slow test-reliability reliability-files reliability-ranks reliability-vllm test-newest test-oldest test-vllm vllm-env audit lock check format docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -101,7 +101,7 @@ test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 
 test-reliability: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## kills, stalls, damaged files and long runs, a line with its figure for each (KILLS, GENERATIONS, CASES, REQUESTS)
 	rm -rf $(FIGURES)
-	$(MAKE) -j2 reliability-files reliability-ranks
+	$(MAKE) -j2 reliability-files reliability-ranks reliability-vllm
 
 reliability-files:
 	KILLS=$(KILLS) CASES=$(CASES) $(BIN)/python -m pytest --figures $(FIGURES)/files.json -m "slow or not slow" \
@@ -112,6 +112,8 @@ reliability-ranks:
 		$(addprefix tests/reliability/test_,lost_ranks.py restarts.py interrupt.py requests.py long_runs.py strangers_files.py wheel.py) \
 		tests/dist/test_life.py tests/unit/test_mesh.py tests/golden/test_versions.py \
 		tests/unit/test_cli.py -k "not test_cli or disk or no_room"
+
+reliability-vllm:
 	REQUESTS=$(REQUESTS) $(VLLM_VENV)/bin/python -m pytest --figures $(FIGURES)/vllm.json -m vllm \
 		tests/serving/test_many_clients.py tests/serving/test_server.py -k "many_clients or rank"
 

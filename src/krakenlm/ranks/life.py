@@ -32,6 +32,7 @@ from krakenlm.ranks.mesh import connected
 _GOODBYE = 255  # in place of a length
 _CONNECTING_SECONDS = 600.0
 _MOMENT_SECONDS = 0.5
+_LOOK_SECONDS = 0.05
 _SILENCE = "it was stopped, its machine hangs, or the network between them is cut"
 
 
@@ -234,18 +235,22 @@ def living(
     try:
         yield
         goodbye = True
-    except (SystemExit, KeyboardInterrupt):  # all ranks were asked to end
+    except (SystemExit, KeyboardInterrupt):  # all ranks were asked to end: is one lost?
+        _report(life.gone(_LOOK_SECONDS), on_loss)
         goodbye = True
         raise
     except KrakenError:
         raise
     except Exception:  # perhaps of a sum that a lost rank has broken
-        loss = life.gone(_MOMENT_SECONDS)
-        if loss is not None:
-            on_loss(loss)
+        _report(life.gone(_MOMENT_SECONDS), on_loss)
         raise
     finally:
         life.end(goodbye=goodbye)
+
+
+def _report(loss: Loss | None, on_loss: OnLoss) -> None:
+    if loss is not None:
+        on_loss(loss)
 
 
 def _gone(peer: Peer) -> Loss:
