@@ -1,8 +1,11 @@
-"""Which signals wait while processes are started?"""
+"""Which signals wait or are heard otherwise for a while, and how does SIGTERM end a process?"""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+EXIT_BY_SIGTERM = 128 + signal.SIGTERM
+"""As shells count it."""
 
 
 @contextmanager
@@ -17,3 +20,21 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+@contextmanager
+def sigterm_as(handler: signal.Handlers) -> Iterator[None]:
+    """Meanwhile, SIGTERM does what ``handler`` says; outside the main thread, what it always does.
+
+    Args:
+        handler: SIG_DFL ends this process at once, SIG_IGN does nothing.
+    """
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

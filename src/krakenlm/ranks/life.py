@@ -28,6 +28,7 @@ from krakenlm.ranks.activity import ACTIVITY_BYTES, Activity, has_been_stopped
 from krakenlm.ranks.agreement import boot, own_namespace, told_by_all
 from krakenlm.ranks.failures import BEAT_SECONDS, CONNECTING, while_doing
 from krakenlm.ranks.mesh import connected
+from krakenlm.signals import EXIT_BY_SIGTERM, sigterm_as
 
 _GOODBYE = 255  # in place of a length
 _CONNECTING_SECONDS = 600.0
@@ -235,14 +236,16 @@ def living(
     try:
         yield
         goodbye = True
-    except (SystemExit, KeyboardInterrupt):  # all ranks were asked to end: is one lost?
-        _report(life.gone(_LOOK_SECONDS), on_loss)
+    except (SystemExit, KeyboardInterrupt) as leave:  # all ranks end, as they agreed or were asked
+        if isinstance(leave, SystemExit) and leave.code == EXIT_BY_SIGTERM:  # is one lost?
+            _report(life.gone(_LOOK_SECONDS), on_loss)
         goodbye = True
         raise
     except KrakenError:
         raise
     except Exception:  # perhaps of a sum that a lost rank has broken
-        _report(life.gone(_MOMENT_SECONDS), on_loss)
+        with sigterm_as(signal.SIG_IGN):  # torchrun may ask it to end before it has said so
+            _report(life.gone(_MOMENT_SECONDS), on_loss)
         raise
     finally:
         life.end(goodbye=goodbye)

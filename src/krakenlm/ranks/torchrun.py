@@ -10,12 +10,13 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from krakenlm.errors import KrakenError
+from krakenlm.signals import sigterm_as
 
 _APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _LOOK_SECONDS = 0.5
@@ -68,22 +69,13 @@ def ending_with_parent() -> Iterator[None]:
         done.set()
 
 
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> AbstractContextManager[None]:
     """Meanwhile, SIGTERM ends this process at once.
 
     While PyTorch waits for other processes no handler of Python's is heard, and torchrun, which
     has lost one of them, would wait 30 seconds for the others to end.
     """
-    try:
-        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return sigterm_as(signal.SIG_DFL)
 
 
 def _check_store() -> None:

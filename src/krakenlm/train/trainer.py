@@ -26,6 +26,7 @@ from krakenlm.model.checkpoint import stored_dtype
 from krakenlm.ranks.cores import keep_freed_memory
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
+from krakenlm.signals import EXIT_BY_SIGTERM
 from krakenlm.train.callbacks import Display, LiveHistory, Termination
 from krakenlm.train.checks import (
     check_adaptation,
@@ -196,7 +197,7 @@ def _learn(
         if ranks.is_main:
             step = trainer.state.global_step
             notes.print(f"stopped after step {step}, saved: the same command goes on from there")
-        sys.exit(143)
+        sys.exit(EXIT_BY_SIGTERM)
 
 
 def _make_trainer(
