@@ -6,7 +6,6 @@ An import takes seconds of a core, more than most of what tests disturb.
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from krakenlm.cli.main import main
+from ports import free_port
 
 PRELOADED = ["forked", "krakenlm.train.trainer"]
 
@@ -69,12 +69,6 @@ class Forked:
         for process in self._processes:
             process.kill()
             process.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _run(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import tiny
+from ports import free_port
 
 pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("own_signals")]
 
@@ -40,10 +40,7 @@ def test_two_ranks_of_torchrun_print_what_one_process_prints(tiny_model, tmp_pat
 
 def both(*commands: list[str], **environment: str) -> list[subprocess.CompletedProcess[str]]:
     """One command a rank, as torchrun would start them on two machines."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    of_all = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    of_all = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
         subprocess.Popen(
             [sys.executable, *command],

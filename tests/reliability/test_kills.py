@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import tiny
 from forked import Forked
 from krakenlm.train.run_folder import RunFolder
+from running import KRAKENLM, TORCHRUN
 
 pytestmark = [pytest.mark.reliability, pytest.mark.dist, pytest.mark.slow]
 
@@ -48,10 +49,9 @@ class UnderTorchrun:
     """Two processes and torchrun, any of which may be the victim."""
 
     def __init__(self, folder: Path) -> None:
-        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         with (folder / "log.txt").open("ab") as log:
             self._process = psutil.Popen(
-                [sys.executable, *torchrun, "-m", "krakenlm", *TRAIN],
+                [sys.executable, *TORCHRUN, *KRAKENLM, *TRAIN],
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import torch
 from krakenlm.config import ModelConfig
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
+from ports import free_port
 
 CONTEXT = 128
 
@@ -31,12 +31,6 @@ def save_model(folder: Path, tokenizer: str, context: int = CONTEXT, **changes: 
     )  # fmt: skip
     KrakenForCausalLM(KrakenConfig.from_model_config(config)).save_pretrained(folder)
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

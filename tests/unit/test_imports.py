@@ -26,7 +26,7 @@ PACKAGE = Path(krakenlm.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset(
-        {"files", "console", "strict", "spread", "environment", "overrides", "utf8", "signals"}
+        {"files", "console", "strict", "spread", "environment", "overrides", "utf8", "ending"}
     ),
     frozenset({"config"}),
     frozenset({"data", "model"}),

@@ -32,8 +32,8 @@ from krakenlm.cli import (
     serve,
     train,
 )
+from krakenlm.ending import EXIT_BY_SIGTERM
 from krakenlm.errors import KrakenError, described
-from krakenlm.signals import EXIT_BY_SIGTERM
 
 app = typer.Typer(
     name="krakenlm",
@@ -99,9 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(EXIT_BY_SIGTERM)
-    )  # clean up as for any exception
+    # Clean up as for any exception.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_BY_SIGTERM))
     try:
         # Not app(): what that makes of Ctrl-C and of a closed pipe depends on Typer's version.
         command = typer.main.get_command(app)

@@ -4,16 +4,14 @@ Over a pipe that only the two hold, so that whichever of them is gone, the other
 """
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
-from krakenlm.signals import held_back
+from krakenlm.ending import end_with_parent, held_back
 
 
 class ChildGoneError(Exception):
@@ -64,13 +62,6 @@ class Child:
 
 
 def _within_child(target: Callable[..., None], pipe: Connection, *arguments: object) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, ConnectionError):  # the parent went first
         target(pipe, *arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -11,17 +11,16 @@ import os
 import pickle
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from krakenlm.ending import end_with_parent, held_back
 from krakenlm.errors import trying
 from krakenlm.ranks.activity import ACTIVITY_BYTES, Activity, has_been_stopped
 from krakenlm.ranks.failures import BEAT_SECONDS, REPORT, failure_of
-from krakenlm.signals import held_back
 
 SECONDS_TO_END = 5.0
 """What a process gets that was asked to end."""
@@ -161,7 +160,7 @@ def _rank(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    _die_with_parent()
+    end_with_parent()
     for other in others:
         other.close()  # or it would seem that who writes there lives on
     try:
@@ -175,15 +174,3 @@ def _rank(
         # All is said and done. Winding down, C++ now and then destroys a thread of gloo's that is
         # still there, and that aborts the process.
         os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """End this process when its parent is gone, however that came about."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="watch parent").start()

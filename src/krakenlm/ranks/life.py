@@ -23,12 +23,12 @@ from typing import NamedTuple
 
 from torch import distributed as dist
 
+from krakenlm.ending import EXIT_BY_SIGTERM, sigterm_as
 from krakenlm.errors import KrakenError, trying
 from krakenlm.ranks.activity import ACTIVITY_BYTES, Activity, has_been_stopped
 from krakenlm.ranks.agreement import boot, own_namespace, told_by_all
 from krakenlm.ranks.failures import BEAT_SECONDS, CONNECTING, while_doing
 from krakenlm.ranks.mesh import connected
-from krakenlm.signals import EXIT_BY_SIGTERM, sigterm_as
 
 _GOODBYE = 255  # in place of a length
 _CONNECTING_SECONDS = 600.0

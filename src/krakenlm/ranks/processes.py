@@ -17,9 +17,9 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from krakenlm.console import print_note
+from krakenlm.ending import held_back
 from krakenlm.ranks.failures import Failure, Note, once, vanished, while_doing
 from krakenlm.ranks.forking import SECONDS_TO_END, Body, End, Stopped, start_ranks
-from krakenlm.signals import held_back
 
 _NAME = "krakenlm rank"
 # NumPy's OpenBLAS starts its threads as soon as it is imported, and the starter must have none.

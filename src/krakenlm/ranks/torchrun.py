@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from krakenlm.ending import sigterm_as
 from krakenlm.errors import KrakenError
-from krakenlm.signals import sigterm_as
 
 _APART = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _LOOK_SECONDS = 0.5

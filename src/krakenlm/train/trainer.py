@@ -18,6 +18,7 @@ from krakenlm.console import notes
 from krakenlm.data.same_tokenizer import check_model_tokenizer, check_own_tokenizer
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.data.tokens import Tokens, TokenSplit, open_split
+from krakenlm.ending import EXIT_BY_SIGTERM
 from krakenlm.errors import KrakenError, trying
 from krakenlm.files import disk_errors, whole_directory, write_json
 from krakenlm.integrations.hf_trainer import let_compile, use_one_gpu
@@ -26,7 +27,6 @@ from krakenlm.model.checkpoint import stored_dtype
 from krakenlm.ranks.cores import keep_freed_memory
 from krakenlm.ranks.devices import has_bfloat16
 from krakenlm.ranks.failures import REPORT
-from krakenlm.signals import EXIT_BY_SIGTERM
 from krakenlm.train.callbacks import Display, LiveHistory, Termination
 from krakenlm.train.checks import (
     check_adaptation,

@@ -1,6 +1,9 @@
-"""Which signals wait or are heard otherwise for a while, and how does SIGTERM end a process?"""
+"""What ends a process, and what must not for a while?"""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,3 +41,15 @@ def sigterm_as(handler: signal.Handlers) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """End this process, which ``multiprocessing`` started, when its parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch parent").start()
