@@ -27,6 +27,8 @@ GENERATIONS := 5000
 CASES       := 800
 REQUESTS    := 2000
 FIGURES     := docs/results/reliability
+# What `make test` runs, in two processes and then what has to be alone.
+FAST   := not slow and not gpu and not vllm
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit
 
@@ -94,7 +96,8 @@ gpu: $(if $(GPU_REHEARSAL),$(VENV)/.installed-dev)  ## all that waits for a GPU,
 	PYTHONPATH=src $(GPU_PYTHON) scripts/gpu.py --out $(GPU_OUT) --minutes $(GPU_MINUTES) $(if $(TEXT),--text $(TEXT)) $(if $(GPU_REHEARSAL),--rehearsal)
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 6 minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST) and not alone"
+	$(BIN)/python -m pytest -m "$(FAST) and alone"
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -58,6 +58,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     _hear_signals()
+    # Tensors this small are slower on several threads, much slower on a busy machine.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     config.stash[_figures] = []
     config.addinivalue_line(
         "markers", "announces(text, why): a library's log says so of calls that are its own"
@@ -109,13 +112,10 @@ def _nothing_is_deprecated(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not said, "\n".join(said)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads, much slower on a busy machine."""
-    threads = torch.get_num_threads()
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Also where a command that ran in this process has changed it."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

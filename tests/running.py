@@ -51,7 +51,6 @@ class Running:
                     "TMPDIR": str(self.temporary),
                     "TERM": "xterm",
                     "COLUMNS": "200",
-                    "OMP_NUM_THREADS": "1",
                 },
             )
         os.close(slave)

@@ -16,7 +16,7 @@ from krakenlm.plan.profile_files import read_profiles, write_machine
 from krakenlm.ranks.namespaces import NoNamespacesError, linked_namespaces
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 EXTENT = dataclasses.replace(
     plan_validate.QUICK_EXTENT, few_rows=(1,), heads=(1,), norm_rows=(1,), messages=(32, 65536)
 )

@@ -18,7 +18,7 @@ from krakenlm.model.checkpoint import read_config
 from krakenlm.ranks.launch import Rank, launch
 from reference import in_branches, reference_logits
 
-pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.dist
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 61, "max_position_embeddings": 48}
 MODELS = {

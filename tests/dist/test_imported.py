@@ -12,7 +12,7 @@ from krakenlm.engine.options import EngineOptions
 from krakenlm.engine.sampling import Sampling
 from krakenlm.ranks.launch import Rank, launch
 
-pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.dist
 
 # All have three key and value heads, which two ranks share out unevenly.
 NAMES = ["llama, tied, llama3", "llama, linear, biases", "qwen2, tied", "qwen3", "gpt_neox"]

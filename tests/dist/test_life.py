@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from krakenlm.ranks.launch import Rank, launch
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 TIMEOUT = 2.0
 

@@ -45,7 +45,6 @@ def here() -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
-        "OMP_NUM_THREADS": "1",
     }
 
 
@@ -98,6 +97,7 @@ def said_by(prefix: list[str], function: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.alone
 def test_ranks_sum_over_a_link_of_the_given_rate(prefix):
     found = json.loads(said_by(prefix, "main"))
     assert found["of_user"] is bool(prefix or os.geteuid())
@@ -137,6 +137,7 @@ def cut() -> None:
             print(error)  # noqa: T201  what the test reads
 
 
+@pytest.mark.alone
 def test_a_cable_that_is_pulled_ends_both_ranks(prefix):
     begun = time.monotonic()
     found = said_by(prefix, "cut")

@@ -143,6 +143,7 @@ def late_partner(rank: Rank, transport: Transport) -> None:
     rank.emit((rank.index, begin_s, wait_s, total.unique().tolist(), branches.unique().tolist()))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("transport", ["process-group", "shared-memory", "sockets"])
 def test_a_late_sum_finishes_behind_what_is_computed_meanwhile(transport):
     heard = []

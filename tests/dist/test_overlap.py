@@ -12,7 +12,7 @@ from krakenlm.engine.trace import Event, Recorder, RecordingReducer
 from krakenlm.model.wiring import WrappedBlock
 from krakenlm.ranks.launch import Rank, launch
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 LAYERS = 4
 DELAY = 0.05

@@ -1,17 +1,16 @@
 """Training on two processes over gloo: the losses are those of one process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import tiny
+from forked import Forked
 from krakenlm.data.tokenizer import load_tokenizer
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
@@ -21,7 +20,6 @@ from krakenlm.train.trainer import train
 
 pytestmark = [
     pytest.mark.dist,
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="FSDP would take the GPU"),
 ]
 
@@ -44,23 +42,25 @@ SETTINGS = {
 }
 
 
-COMMAND = ("-m", "krakenlm")
-BETWEEN_CPUS = (str(Path(__file__).with_name("fsdp_between_cpus.py")),)
+BETWEEN_CPUS = Path(__file__).with_name("fsdp_between_cpus.py")
 
 
-def together(
-    folder: Path, *arguments: object, command: tuple[str, ...] = BETWEEN_CPUS
-) -> subprocess.CompletedProcess[str]:
-    """A command on two processes of torchrun; ``krakenlm``, which may divide between CPUs."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [sys.executable, "-m", *torchrun, *command, *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Ended(NamedTuple):
+    """What became of two processes, and what they said together."""
+
+    code: int | None
+    said: str
+
+
+def together(folder: Path, *arguments: object, program: Path | None = BETWEEN_CPUS) -> Ended:
+    """A command on two processes; ``krakenlm``, which here may divide a model between CPUs."""
+    (folder / "log.txt").unlink(missing_ok=True)
+    processes = Forked(folder, 2, list(map(str, arguments)), program)
+    try:
+        code = processes.wait(300)
+    finally:
+        processes.stop()
+    return Ended(code, (folder / "log.txt").read_text())
 
 
 def write(folder: Path, data: Path, output: str, model: str, **changes: object) -> Path:
@@ -112,9 +112,9 @@ def assert_same(run: RunFolder, other: RunFolder) -> None:
 def test_two_processes_learn_what_one_learns(tmp_path, tiny_data, parallel, model):
     path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
     ended = together(tmp_path, "train", path)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == f"{tmp_path / 'both' / 'model'}\n"
-    assert ended.stderr.count("parameters, 2 layers") == 1  # one process speaks
+    assert ended.code == 0, ended.said
+    assert ended.said.endswith(f"\n{tmp_path / 'both' / 'model'}\n")
+    assert ended.said.count("parameters, 2 layers") == 1  # one process speaks
     both = RunFolder(tmp_path / "both")
     assert_same(both, alone(tmp_path, tiny_data, model))
     resolved = json.loads((both.path / "recipe.json").read_text())
@@ -150,7 +150,7 @@ def adapting(folder: Path, data: Path, output: str, teacher: Path, **changes: ob
 
 def test_two_processes_adapt_as_one_does(tmp_path, tiny_data, teacher):
     ended = together(tmp_path, "train", adapting(tmp_path, tiny_data, "both", teacher))
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.said
     path = adapting(tmp_path, tiny_data, "alone", teacher)
     assert_same(RunFolder(tmp_path / "both"), train(read_recipe(path, lambda _: tiny.VOCABULARY)))
 
@@ -158,17 +158,17 @@ def test_two_processes_adapt_as_one_does(tmp_path, tiny_data, teacher):
 def test_weights_that_a_teacher_shares_cannot_be_divided(tmp_path, tiny_data, teacher):
     path = adapting(tmp_path, tiny_data, "both", teacher, parallel="fsdp")
     ended = together(tmp_path, "train", path)
-    refusals = [line for line in ended.stderr.splitlines() if line.startswith("krakenlm:")]
-    assert ended.returncode != 0 and len(refusals) == 1, ended.stderr
+    refusals = [line for line in ended.said.splitlines() if line.startswith("krakenlm:")]
+    assert ended.code != 0 and len(refusals) == 1, ended.said
     assert "cannot divide weights that a model and its teacher share" in refusals[0]
     assert not (tmp_path / "both").exists()
 
 
 def test_fsdp_between_cpus_is_refused_in_one_line(tmp_path, tiny_data):
     path = write(tmp_path, tiny_data, "both", STANDARD, parallel="fsdp")
-    ended = together(tmp_path, "train", path, command=COMMAND)
-    assert ended.returncode != 0
-    refusals = [line for line in ended.stderr.splitlines() if line.startswith("krakenlm:")]
+    ended = together(tmp_path, "train", path, program=None)
+    assert ended.code != 0
+    refusals = [line for line in ended.said.splitlines() if line.startswith("krakenlm:")]
     assert len(refusals) == 1
     assert "divides a model between GPUs" in refusals[0] and "parallel='ddp'" in refusals[0]
     assert not (tmp_path / "both").exists()
@@ -181,14 +181,14 @@ def test_fsdp_between_cpus_is_refused_in_one_line(tmp_path, tiny_data):
 @pytest.mark.parametrize("last", [3, 6])
 def test_two_processes_go_on_where_they_stopped(tmp_path, tiny_data, parallel, model, last):
     path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
-    assert together(tmp_path, "train", path).returncode == 0
+    assert together(tmp_path, "train", path).code == 0
     both = RunFolder(tmp_path / "both")
     shutil.rmtree(both.model)
     if last == 3:
         shutil.rmtree(both.checkpoints / "checkpoint-6")
     ended = together(tmp_path, "train", path)
-    assert ended.returncode == 0, ended.stderr
-    assert f"going on from checkpoint-{last}" in ended.stderr
+    assert ended.code == 0, ended.said
+    assert f"going on from checkpoint-{last}" in ended.said
     assert_same(both, alone(tmp_path, tiny_data, model))
 
 
@@ -196,8 +196,8 @@ def test_two_processes_go_on_where_they_stopped(tmp_path, tiny_data, parallel, m
 def test_a_refusal_ends_both_processes(tmp_path, tiny_data):
     path = write(tmp_path, tiny_data, "both", "", batch_size=3, gradient_accumulation=1)
     ended = together(tmp_path, "train", path)
-    assert ended.returncode != 0
-    assert ended.stderr.count("cannot be divided among 2 processes") == 1
+    assert ended.code != 0
+    assert ended.said.count("cannot be divided among 2 processes") == 1
     assert not (tmp_path / "both").exists()
 
 
@@ -211,5 +211,5 @@ def test_a_weight_without_an_axis_of_equal_shares(tmp_path, tiny_data, parallel)
     )
     path = write(tmp_path, tiny_data, "both", model, parallel=parallel)
     ended = together(tmp_path, "train", path)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.said
     assert_same(RunFolder(tmp_path / "both"), alone(tmp_path, tiny_data, model))

@@ -1,6 +1,5 @@
 """What the engine's processes import: starting takes longer than a short answer."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -51,7 +50,6 @@ def imported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Coun
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]

@@ -21,7 +21,7 @@ from krakenlm.transport import shared_memory, sockets
 from krakenlm.transport.connect import Connections, connect
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 TRANSPORTS = ("shared-memory", "sockets", "process-group")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

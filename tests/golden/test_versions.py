@@ -15,7 +15,7 @@ from krakenlm.data.tokens import open_split
 from krakenlm.eval.report import EvalReport
 from krakenlm.train.history import History
 
-pytestmark = pytest.mark.usefixtures("own_signals", "one_thread")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 VERSIONS = sorted(path for path in (Path(__file__).parent / "versions").iterdir() if path.is_dir())
 

@@ -42,7 +42,7 @@ pytest.importorskip("gguf", reason="GGUF files need the package gguf: krakenlm[g
 from gguf_files import WIDE
 from gguf_files import write as write_gguf
 
-pytestmark = [pytest.mark.reliability, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.reliability
 
 REPORTS = Path(__file__).parents[1] / "golden" / "versions" / "0.1.0"
 PROFILE = Path(krakenlm.__file__).parent / "plan" / "profiles" / "devices" / "a100-40gb.toml"

@@ -55,7 +55,6 @@ class UnderTorchrun:
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
 
     def wait(self, seconds: float) -> int | None:

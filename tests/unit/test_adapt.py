@@ -32,8 +32,6 @@ from krakenlm.train.recipe import Adaptation, Recipe, Training
 from krakenlm.train.teacher import Streams, layer_loss, logits_loss
 from krakenlm.train.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAYERS = 4
 STANDARD = ModelConfig(
     wiring="standard", num_sublayers=1, hidden_size=16, num_hidden_layers=LAYERS,

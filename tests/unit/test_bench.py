@@ -648,7 +648,6 @@ def test_a_stopwatch_charges_the_innermost_part():
     assert stopwatch.stop()["other"] == 2.0
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_breakdown_finds_every_part_and_leaves_no_hook_behind():
     rank = Rank(0, 1, torch.device("cpu"), lambda _: None)
     engine = Engine.random(tiny.model_config(), rank, torch.float32)

@@ -23,7 +23,7 @@ from krakenlm.config import sizes
 from krakenlm.errors import KrakenError
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 LAYERS = 2
 LINK = "gbps=1,latency_us=50"
 

@@ -10,8 +10,6 @@ from krakenlm.integrations.hf_compat import cache_of
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.model.block_attention import attend_in_blocks_with_gradient
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Batch, query heads, key heads, tokens, head_dim. A block has 128 rows in float64 and bfloat16.
 SHAPES = [(2, 4, 2, 130, 3), (1, 3, 3, 128, 5), (3, 4, 1, 7, 4), (1, 2, 1, 1, 6)]
 

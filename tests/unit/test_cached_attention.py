@@ -12,8 +12,6 @@ from krakenlm.model.block_attention import attend_in_blocks
 from krakenlm.model.cache import KVCache
 from krakenlm.model.cached_attention import DecodeCore, PrefillCore, attend_one, causal_bias
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HEADS, KV_HEADS, WIDTH = 6, 2, 5
 CONFIG = ModelConfig(
     num_sublayers=1, hidden_size=12, num_hidden_layers=2, heads_per_sublayer=HEADS,

@@ -40,8 +40,6 @@ from krakenlm.plan.timing import Beside, Timer
 from krakenlm.ranks.launch import Rank
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROBES = (
     Probe("standard", 64, 1, 8),
     Probe("ladder", 128, 8, 8),
@@ -410,7 +408,6 @@ def test_every_table_is_a_grid():
 @pytest.fixture(scope="module")
 def alone():
     """This machine, by one device in this process, in a moment."""
-    torch.set_num_threads(1)
     heard: list[Elapsed] = []
     found = calibrate(Options(devices=1, device="cpu", seconds=0.2, extent=TINY), heard.append)
     assert {e.what for e in heard} & {"operators", "passes of the engine"}

@@ -17,7 +17,7 @@ from krakenlm.engine.generation import USUAL_REPLY, Ranks, Step, generate_tokens
 from krakenlm.errors import KrakenError
 from tokenizer_kinds import byte_fallback, byte_level
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 # Each in the manner of a family's own.
 CHATML = (  # SmolLM2, Qwen2: a system message where none is given

@@ -29,7 +29,7 @@ from krakenlm.config import (
 )
 from krakenlm.model.checkpoint import read_config
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 @pytest.fixture
@@ -47,7 +47,6 @@ def program(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

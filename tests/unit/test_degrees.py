@@ -26,8 +26,6 @@ from krakenlm.train.run_folder import RunFolder
 from krakenlm.train.trainer import train
 from reference import in_branches, reference_logits
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FINEST = 12
 NUMBERS = (1, 2, 3, 4, 6, 12)
 FIELDS = {

@@ -33,7 +33,7 @@ from krakenlm.ranks.namespaces import Namespace, NoNamespacesError
 from krakenlm.spread import Quantiles
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 # --- the machine's own text --------------------------------------------------------------------
@@ -285,7 +285,7 @@ def said(tmp_path_factory) -> tuple[Plan, Path, str]:
         stderr=subprocess.STDOUT,
         text=True,
         # As users have it, and not as our tests have it.
-        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": ""},
         timeout=300,
     )
     assert ended.returncode == 0, ended.stdout

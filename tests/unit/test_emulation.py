@@ -32,7 +32,7 @@ from krakenlm.transport.connect import emulated_peers
 from krakenlm.transport.gpu_share import GpuShare, of_multimem, of_one_shot, of_ring
 from krakenlm.transport.links import EmulatedLink, Link
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 GIB = 2**30
 
 

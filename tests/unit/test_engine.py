@@ -17,8 +17,6 @@ from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.ranks.launch import Rank
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 CONTEXT = 48
 every_function = pytest.mark.parametrize("function", tiny.FUNCTIONS.values(), ids=tiny.FUNCTIONS)

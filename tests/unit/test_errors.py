@@ -116,7 +116,7 @@ def test_what_several_ranks_note_is_told_once():
     assert told == ["a", "b"]
 
 
-@pytest.mark.usefixtures("one_thread", "own_signals")
+@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize(
     ("module", "patched", "what"),
     [

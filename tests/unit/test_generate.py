@@ -17,7 +17,7 @@ from krakenlm.engine.sampling import Sampling
 from krakenlm.errors import KrakenError
 from krakenlm.ranks.launch import Rank
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 PROMPTS = ["Line 1", "end of", "The", "Line 2: ", "word"]
 NEW = 10

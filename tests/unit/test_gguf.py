@@ -26,8 +26,6 @@ pytest.importorskip("gguf", reason="GGUF files need the package gguf: krakenlm[g
 
 from gguf_files import WIDE, write
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("name", "changes"),

@@ -15,7 +15,6 @@ from krakenlm.engine.options import EngineOptions
 from krakenlm.ranks.launch import Rank
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 
 

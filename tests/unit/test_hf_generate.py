@@ -14,8 +14,6 @@ from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_compat import CACHE_NAMES, CausalLMOutputWithPast, cache_of
 from krakenlm.integrations.hf_config import KrakenConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB = 29
 # What this version's ``generate`` calls a cache: its outputs say the same.
 OWN_WORD = next(word for word in CACHE_NAMES if word in CausalLMOutputWithPast.__dataclass_fields__)

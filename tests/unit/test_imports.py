@@ -432,6 +432,7 @@ def test_listing_the_architectures_is_left_alone(tmp_path, text):
     assert wiring_comparisons(tree(tmp_path, {"bench/latency.py": text})) == []
 
 
+@pytest.mark.alone
 def test_importing_krakenlm_is_quick_and_loads_neither_torch_nor_transformers():
     code = (
         "import sys, time; start = time.perf_counter(); import krakenlm; "

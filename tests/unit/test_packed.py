@@ -21,7 +21,6 @@ needs_packing = pytest.mark.skipif(
     not can_pack(torch.empty(1, dtype=torch.bfloat16)),
     reason="PyTorch has no packed bfloat16 products on this machine",
 )
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 FUNCTIONS = tiny.FUNCTIONS | tiny.FAMILIES | tiny.ADAPTED

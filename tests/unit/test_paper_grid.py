@@ -30,7 +30,7 @@ from krakenlm.plan.device import DeviceProfile
 from krakenlm.plan.planner import plan
 from krakenlm.spread import Quantiles
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 GRID = Grid(sizes=("1.3B",), wirings=("kraken", "parallel"), scale=64)
 EFFORT = Effort(iterations=2, warm_up=0)

@@ -20,8 +20,6 @@ from krakenlm.plan.profile_files import write_machine
 from krakenlm.plan.report import choose, plan_all
 from krakenlm.plan.sweeps import memory_curves, over_degrees
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHAPE = tiny.model_config(
     wiring="standard", num_sublayers=1, hidden_size=512, heads_per_sublayer=8, num_hidden_layers=4,
     max_position_embeddings=512,

@@ -34,8 +34,6 @@ from krakenlm.strict import from_plain
 from krakenlm.transport.collective import sum_branches
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 A100 = DeviceProfile.named("a100-80gb")
 NVSWITCH = LinkProfile.named("nvswitch-a100")
 

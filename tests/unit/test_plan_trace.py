@@ -21,8 +21,6 @@ from krakenlm.plan.trace import Pass, trace
 from krakenlm.ranks.launch import Rank
 from krakenlm.transport.links import Link
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 MODELS = tiny.FUNCTIONS | tiny.FAMILIES | tiny.ADAPTED
 every_model = pytest.mark.parametrize("function", MODELS.values(), ids=MODELS)

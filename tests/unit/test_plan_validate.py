@@ -22,7 +22,6 @@ from krakenlm.plan.profile_files import write_machine  # noqa: E402
 from krakenlm.spread import Quantiles  # noqa: E402
 from plan_validate_page import Case, CaseResult, PlannedTimes  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Environment.here(cores=2)
 
 

@@ -3,12 +3,11 @@
 import dataclasses
 import errno
 import json
-import os
-import struct
 
 import numpy as np
 import pytest
 
+import dying
 import tiny
 from krakenlm.data import preparation, text, tokens, workers, writer
 from krakenlm.data.manifest import Manifest
@@ -208,14 +207,9 @@ def test_a_process_that_dies_within_its_answer_is_not_waited_for(source, monkeyp
     """What has come of it so far says how much is still to come, and never will."""
     monkeypatch.setattr(workers, "_BATCH_PIECES", 10)
     monkeypatch.setattr(workers, "_WORTH_PROCESSES", 2)
-    monkeypatch.setattr(workers, "_encode_for", answers_by_half)
+    monkeypatch.setattr(workers, "_encode_for", dying.answers_by_half)
     with pytest.raises(KrakenError, match=r"a process that tokenized was killed"):
         list(workers.encoded(pieces([source]), workers.Encoding(engine="", eos_id=0), 2))
-
-
-def answers_by_half(pipe, encoding):
-    pipe.recv()
-    os.write(pipe.fileno(), struct.pack("!i", 1_000_000) + bytes(1000))
 
 
 @pytest.mark.parametrize(("option", "message"), [("shard_tokens", "a shard"), ("workers", "worke")])

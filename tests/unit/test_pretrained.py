@@ -21,8 +21,6 @@ from krakenlm.model.checkpoint import read_config, read_eos_token_ids
 from krakenlm.model.tensor_files import Tensors, read_object, write_tensors
 from reference import reference_logits
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def bring_in(folder: Path, out: Path, **options: Any) -> Imported:
     return import_model(FolderSource(folder), out, **options)

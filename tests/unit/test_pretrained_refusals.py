@@ -19,8 +19,6 @@ from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.integrations.pretrained.configurations import understand
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = foreign.MODELS["llama, tied, llama3"]["rope_parameters"]
 WITHOUT_FACTOR = {key: value for key, value in LLAMA3.items() if key != "low_freq_factor"}

@@ -1,7 +1,6 @@
 """The fast model equals the plain one, forward and backward, in float64."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -55,15 +54,6 @@ CROSS = {
     "bias": (False, True),
     "tie_word_embeddings": (False, True),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads, much slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("options", COVERING, ids=lambda o: "-".join(map(str, o)))

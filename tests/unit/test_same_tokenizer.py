@@ -17,8 +17,6 @@ from krakenlm.data.tokens import prepare
 from krakenlm.errors import KrakenError
 from krakenlm.eval.perplexity import perplexity
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NFC = {"type": "NFC"}
 ADDED = {
     "id": tiny.VOCABULARY, "content": "fox", "special": False,

@@ -10,8 +10,6 @@ from krakenlm.model.attention import Attention, AttentionContext, SdpaCore
 from krakenlm.model.rotary import rotary
 from sublayer_loop import SubLayerLoop, kept_bytes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONFIG = ModelConfig(
     num_sublayers=4,
     hidden_size=24,

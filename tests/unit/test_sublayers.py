@@ -25,7 +25,7 @@ from krakenlm.serving.options import ServingOptions
 from krakenlm.serving.serve import plan
 from reference import in_branches, reference_logits
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 OWN = 2
 CHOICES = (1, 2, 3, 4, 6)

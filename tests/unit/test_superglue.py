@@ -21,7 +21,7 @@ from krakenlm.eval.official import TASKS, chosen_tasks, read_examples
 from krakenlm.eval.report import EvalReport
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
-pytestmark = pytest.mark.usefixtures("one_thread", "own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 ROOT = Path(__file__).resolve().parents[2]
 

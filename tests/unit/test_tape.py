@@ -17,8 +17,6 @@ from krakenlm.engine.tape import Tape
 from krakenlm.model.reduce import LocalReducer
 from krakenlm.ranks.launch import Rank
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MODELS = tiny.FUNCTIONS | tiny.FAMILIES | tiny.ADAPTED
 ALONE = Rank(0, 1, torch.device("cpu"), lambda message: None)
 

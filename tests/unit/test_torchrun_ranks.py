@@ -1,6 +1,5 @@
 """Where processes of torchrun meet, and that they end with it."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -115,7 +114,6 @@ def test_a_process_ends_when_its_starter_does(number):
         [sys.executable, "-c", MIDDLE, WATCHED],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert middle.stdout.readline() == b"watching\n"
     (watched,) = middle.children()

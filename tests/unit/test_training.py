@@ -33,8 +33,6 @@ from krakenlm.train.recipe import Recipe, Training
 from krakenlm.train.run_folder import RunFolder
 from krakenlm.train.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STANDARD = tiny.model_config(wiring="standard", num_sublayers=1)
 KRAKEN = tiny.model_config()
 
