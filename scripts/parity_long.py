@@ -5,10 +5,10 @@
 
 The recipe's standard model and its rivals learn from the same tokens in the same order, with the
 losses kept every half million tokens. Learning rates are chosen at a tenth of the length; then
-every model is trained in full with one seed, the standard model and the best rival with further
-seeds, the standard model and the best two with twice the tokens, and with twice the layers. It
-takes many hours: what is trained is kept under docs/results/parity-long, and an interrupted
-protocol goes on from its runs' last checkpoints. ``--draw`` trains nothing.
+every model is trained in full with one seed; the standard model and the best two rivals with
+further seeds, with twice the tokens, and with twice the layers. It takes many hours: what is
+trained is kept under docs/results/parity-long, and an interrupted protocol goes on from its runs'
+last checkpoints. ``--draw`` trains nothing.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def run_all(
         protocol: what trains.
         models: the first one is what the others are held to.
         rates: learning rates to choose from.
-        seeds: the first one is every model's, the others those of the baseline and the best rival.
+        seeds: the first one is every model's, the others those of the baseline and the best two.
         lengths: of the runs.
         layers: of the deeper models.
         keep: writes a summary.
@@ -102,13 +102,11 @@ def run_all(
     done[0] = min(tried, key=lambda run: run.loss)
     keep([*tuned, *done])
     rivals = sorted(zip(models[1:], done[1:], strict=True), key=lambda pair: pair[1].loss)
-    best, second = (model for model, _ in rivals[:2])
+    best = [baseline, *(model for model, _ in rivals[:2])]
     stages = {
-        "other seeds": [job(m, seed, lengths.full) for seed in others for m in (baseline, best)],
-        "twice the tokens": [job(m, first, lengths.double) for m in (baseline, best, second)],
-        "twice the layers": [
-            job(deeper(m, layers), first, lengths.full) for m in (baseline, best, second)
-        ],
+        "other seeds": [job(model, seed, lengths.full) for seed in others for model in best],
+        "twice the tokens": [job(model, first, lengths.double) for model in best],
+        "twice the layers": [job(deeper(model, layers), first, lengths.full) for model in best],
     }
     for title, jobs in stages.items():
         done += protocol.train(jobs, title)
