@@ -253,6 +253,7 @@ def test_the_memory_of_a_model_is_what_the_engine_holds():
     assert found.buffers > 0
 
 
+@pytest.mark.alone
 def test_a_named_link_is_emulated_from_the_command_line_and_said_so(tmp_path, capsys, monkeypatch):
     from test_bench_cli import tiny_size
 

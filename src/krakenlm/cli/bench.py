@@ -15,6 +15,7 @@ from krakenlm.cli.bench_outputs import (
     say_written,
 )
 from krakenlm.cli.options import (
+    COMPARED_WIRINGS,
     DeviceOption,
     OutputJsonOption,
     RanksOption,
@@ -35,7 +36,6 @@ app = typer.Typer(
 )
 
 _SIZE = "124M"
-_WIRINGS = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer"
 _KRAKEN = "published"
 
 _Model = Annotated[
@@ -56,7 +56,7 @@ _Wirings = Annotated[
         help="Architectures, in the order they take turns; with MODEL, others of its weights. "
         "shared/2 and kraken-shared/2 sum half of the channels a layer. In shared:16-29 and "
         "shared/2:0+4-11 only these layers hide their sums.",
-        show_default=_WIRINGS,
+        show_default=COMPARED_WIRINGS,
     ),
 ]
 _InputLen = Annotated[int, typer.Option(help="Tokens of a prompt.")]
@@ -227,7 +227,7 @@ def _models(chosen: _Chosen, setup: "Setup", prefill_chunks: list[int]) -> "list
     if chosen.model is None:
         return contenders(
             chosen.name,
-            (_WIRINGS if chosen.wirings is None else chosen.wirings).split(","),
+            (COMPARED_WIRINGS if chosen.wirings is None else chosen.wirings).split(","),
             (_KRAKEN if chosen.kraken is None else chosen.kraken).split(","),
             sublayers=usual if chosen.sublayers is None else chosen.sublayers,
             prefill_chunks=prefill_chunks,

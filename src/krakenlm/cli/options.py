@@ -7,6 +7,9 @@ import typer
 
 from krakenlm.errors import KrakenError
 
+COMPARED_WIRINGS = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer"
+"""What commands that compare wirings do so with, unless they are told."""
+
 ServedModelArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of a saved model with a tokenizer.")
 ]

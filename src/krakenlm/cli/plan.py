@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from krakenlm.cli.options import TensorParallelOption, positive_numbers
+from krakenlm.cli.options import COMPARED_WIRINGS, TensorParallelOption, positive_numbers
 from krakenlm.errors import KrakenError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from krakenlm.plan.report import PlanReport
 
 _DEVICES = "2,4,8"
-_WIRINGS = "standard,parallel,ladder,kraken,shared,lagged,lagged-layer"
 _KRAKEN = "hardware-friendly,keep-width,gqa,mqa"
 _DEVICE = "a100-80gb"
 _INPUT_LENS = (128, 2048)
@@ -88,7 +87,7 @@ _Wirings = Annotated[
     typer.Option(
         metavar="LIST",
         help="As in `krakenlm bench latency`: shared/2:16-29.",
-        show_default=_WIRINGS,
+        show_default=COMPARED_WIRINGS,
     ),
 ]
 _Kraken = Annotated[
@@ -214,7 +213,7 @@ def _wish(
     from krakenlm.bench.models import parse_wirings
     from krakenlm.plan.candidates import Wish, check_krakens, those_that_fit
 
-    wanted = parse_wirings((_WIRINGS if wirings is None else wirings).split(","))
+    wanted = parse_wirings((COMPARED_WIRINGS if wirings is None else wirings).split(","))
     return Wish(
         wirings=tuple(wanted if wirings is not None else those_that_fit(shape, wanted)),
         krakens=check_krakens(kraken.split(",")),

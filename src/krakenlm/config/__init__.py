@@ -20,6 +20,7 @@ from krakenlm.config.model_config import (
     ARCHITECTURE,
     DERIVED,
     MODEL_TYPE,
+    OF_TRAINING,
     ModelConfig,
 )
 from krakenlm.config.schedule import (
@@ -36,6 +37,7 @@ __all__ = [
     "ARCHITECTURE",
     "DERIVED",
     "MODEL_TYPE",
+    "OF_TRAINING",
     "SIZES",
     "WIRINGS",
     "LayerRun",

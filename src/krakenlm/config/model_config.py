@@ -20,6 +20,9 @@ ARCHITECTURE = "KrakenForCausalLM"
 DERIVED = ("num_attention_heads", "num_key_value_heads")
 """What other programs read of a configuration, and it computes from its fields."""
 
+OF_TRAINING = ("dropout", "initializer_range", "output_init", "conjunction_init")
+"""Fields that say how a model is trained; one that is trained computes the same without them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import krakenlm  # noqa: F401  AutoConfig knows "kraken" from here on
-from krakenlm.config import MODEL_TYPE, ModelConfig, awaited, laid_out
+from krakenlm.config import MODEL_TYPE, OF_TRAINING, ModelConfig, awaited, laid_out
 from krakenlm.data.manifest import Manifest
 from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
@@ -20,8 +20,6 @@ from krakenlm.train.recipe import Adaptation, Recipe
 from krakenlm.train.teacher import Teacher
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Of a configuration, what says how a model is trained and not what it is.
-_TRAINING = {"dropout", "initializer_range", "output_init", "conjunction_init"}
 
 
 def start_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
@@ -94,7 +92,7 @@ def check_teacher(adaptation: Adaptation, model: ModelConfig) -> None:
             "before, whose sums are awaited"
         )
     ours, theirs = (laid_out(config, 1).to_dict() for config in (awaited(model), stored))
-    different = [name for name in ours if ours[name] != theirs[name] and name not in _TRAINING]
+    different = [name for name in ours if ours[name] != theirs[name] and name not in OF_TRAINING]
     if different:
         raise KrakenError(
             f"{where} is another model than the recipe's: they differ in {', '.join(different[:4])}"

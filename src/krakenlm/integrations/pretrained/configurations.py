@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from krakenlm.config import ModelConfig
+from krakenlm.config import OF_TRAINING, ModelConfig
 from krakenlm.errors import KrakenError, first_line
 from krakenlm.integrations.pretrained.families import FAMILIES, Family, read_common
 from krakenlm.integrations.pretrained.refusals import refuse_what_cannot_be
@@ -14,8 +14,6 @@ from krakenlm.integrations.pretrained.refusals import refuse_what_cannot_be
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a ``config.json`` that name tokens."""
 
-# Fields that do not change what a model computes, or do so in training alone.
-_OF_TRAINING = ("dropout", "initializer_range", "output_init", "conjunction_init")
 _DEFAULTS = ModelConfig()
 
 
@@ -97,7 +95,7 @@ def differences(config: ModelConfig, other: ModelConfig) -> list[str]:
 def _essence(config: ModelConfig) -> dict[str, Any]:
     """The fields, with one value for what has no effect."""
     defaults = _DEFAULTS.to_dict()
-    without_effect = {*_OF_TRAINING, *_unused(config)}
+    without_effect = {*OF_TRAINING, *_unused(config)}
     values = {k: defaults[k] if k in without_effect else v for k, v in config.to_dict().items()}
     values["rotary_dim"] = config.rotary_dim or config.head_dim
     values["qkv_bias"] = config.has_qkv_bias
