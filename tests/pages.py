@@ -1,4 +1,4 @@
-"""Links, anchors and file names of Markdown pages, and which of them lead nowhere."""
+"""Links, anchors, file names and tables of Markdown pages, and which of them are broken."""
 
 import re
 import unicodedata
@@ -44,6 +44,17 @@ def broken(page: Path) -> list[str]:
         f"{page.name}:{link.line}: {link.target}: {fault}"
         for link in links(page.read_text(encoding="utf-8"))
         if (fault := _fault(page, link.target)) is not None
+    ]
+
+
+def rows_without_table(text: str) -> list[int]:
+    """Lines on which table rows begin that have no head, as where a table has a gap."""
+    table = re.compile(r"^(\|.*\n)+", re.MULTILINE)
+    prose = _without(_FENCE, text)
+    return [
+        prose.count("\n", 0, match.start()) + 1
+        for match in table.finditer(prose)
+        if not re.match(r"\|.*\n\|[ :|-]+\|\n", match[0])
     ]
 
 

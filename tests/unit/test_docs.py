@@ -163,6 +163,17 @@ def test_links_lead_somewhere(page):
     assert pages.broken(page) == []
 
 
+@pytest.mark.parametrize("page", READERS_PAGES, ids=lambda page: page.name)
+def test_rows_belong_to_tables(page):
+    assert pages.rows_without_table(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_gap_in_a_table_is_found():
+    whole = "| a | b |\n| --- | ---: |\n| c | d |\n"
+    assert pages.rows_without_table(f"{whole}\n```sh\n| e |\n```\n") == []
+    assert pages.rows_without_table(f"text\n\n{whole}\n| e | f |\n") == [7]
+
+
 def test_pages_of_the_site_link_within_it():
     targets = [link.target for page in DOCS.glob("*.md") for link in pages.links(page.read_text())]
     assert [target for target in targets if target.startswith("..")] == []
