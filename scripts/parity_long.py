@@ -5,10 +5,10 @@
 
 The recipe's standard model and its rivals learn from the same tokens in the same order, with the
 losses kept every half million tokens. Learning rates are chosen at a tenth of the length; then
-every model is trained in full with one seed; the standard model and the best two rivals with
-further seeds, with twice the tokens, and with twice the layers. It takes many hours: what is
-trained is kept under docs/results/parity-long, and an interrupted protocol goes on from its runs'
-last checkpoints. ``--draw`` trains nothing.
+every model is trained in full with one seed; the standard model and the best two of those that hide
+their sums with further seeds, with twice the tokens, and with twice the layers. It takes many
+hours: what is trained is kept under docs/results/parity-long, and an interrupted protocol goes on
+from its runs' last checkpoints. ``--draw`` trains nothing.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import parity_long_page as page
 import parity_models
 import parity_page
 import recording
+from krakenlm.config import ModelConfig, are_hidden
 from parity import Job, Protocol
 from parity_models import Model
 from parity_page import BASELINE, Measured, best_rate
@@ -56,6 +57,11 @@ def deeper(model: Model, layers: int) -> Model:
     """The same model with another number of layers, at the learning rate found without it."""
     changes = (*model.changes, f"model.num_hidden_layers={layers}")
     return Model(f"{model.name}, {layers} layers", changes, model.name)
+
+
+def hides_sums(run: Measured) -> bool:
+    """Whether compute hides any AllReduce of the model; the price of that is the question."""
+    return any(are_hidden(ModelConfig.from_dict(run.setting["model"])))
 
 
 def run_all(
@@ -101,7 +107,8 @@ def run_all(
     tuned += [run for run in tried if run.learning_rate != rate_of[baseline.name]]
     done[0] = min(tried, key=lambda run: run.loss)
     keep([*tuned, *done])
-    rivals = sorted(zip(models[1:], done[1:], strict=True), key=lambda pair: pair[1].loss)
+    rivals = [pair for pair in zip(models[1:], done[1:], strict=True) if hides_sums(pair[1])]
+    rivals.sort(key=lambda pair: pair[1].loss)
     best = [baseline, *(model for model, _ in rivals[:2])]
     stages = {
         "other seeds": [job(model, seed, lengths.full) for seed in others for model in best],
