@@ -30,7 +30,7 @@ from gpu_session import Session, Step
 from krakenlm.emulation import PICTURE, SUMMARY
 
 STEPS = ("tests", "calibrate", "grid", "training", "parity")
-_GRID_SECONDS = 160
+_GRID_SECONDS = 140
 _SCRIPTS = recording.ROOT / "scripts"
 
 
@@ -111,7 +111,7 @@ def run(session: Session, options: argparse.Namespace, sizes: Sizes) -> None:
 def _tests(work: Path) -> Step:
     report = work / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
-    return Step("tests", [*command, f"--junitxml={report}"], 150, keep={"tests.xml": report})
+    return Step("tests", [*command, f"--junitxml={report}"], 130, keep={"tests.xml": report})
 
 
 def _machine(work: Path) -> Path:
@@ -121,7 +121,7 @@ def _machine(work: Path) -> Path:
 def _calibrate(work: Path, sizes: Sizes) -> Step:
     machine = _machine(work)
     command = [*recording.KRAKENLM, "calibrate", str(machine), *sizes.calibrate]
-    return Step("calibrate", command, 120, keep={"machine.toml": machine})
+    return Step("calibrate", command, 110, keep={"machine.toml": machine})
 
 
 def _grid(work: Path, sizes: Sizes) -> Step:
@@ -145,7 +145,7 @@ def _training(work: Path, sizes: Sizes) -> Step:
     speed = work / "training-speed.json"
     script = [sys.executable, str(_SCRIPTS / "training_speed.py"), "--measure-only"]
     command = [*script, *sizes.training, "--output-json", str(speed)]
-    return Step("training", command, 120, keep={"training-speed.json": speed})
+    return Step("training", command, 90, keep={"training-speed.json": speed})
 
 
 def _tokens(texts: Sequence[Path], tokens: Path, sizes: Sizes) -> Step:

@@ -153,7 +153,7 @@ def test_the_grid_is_planned_with_what_was_calibrated(rehearsal, real):
     profile = ["--profile", str(rehearsal.folder / "work" / "machine.toml")]
     (place,) = (i for i, word in enumerate(commands["grid"]) if word == "--profile")
     assert commands["grid"][place : place + 2] == profile
-    assert commands["grid"][-2:] == ["--time-limit", "160"]
+    assert commands["grid"][-2:] == ["--time-limit", "140"]
     assert [word for word in commands["grid"] if word not in profile] == without
     dtype = commands["calibrate"][commands["calibrate"].index("--dtype") + 1]
     assert dtype == ("float16" if real else "float32")  # of the grid, on that device
@@ -244,3 +244,9 @@ def test_the_real_rehearsal(tmp_path):
     assert (out / "paper-grid.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "training-speed.json").read_text())
     assert json.loads((out / "parity.json").read_text())
+
+
+def test_what_comes_before_the_models_fits_nine_minutes(tmp_path):
+    """Also where each step takes all that it may; half a minute at least is left for models."""
+    of_size = [step(tmp_path, gpu.REAL) for step in (gpu._calibrate, gpu._grid, gpu._training)]
+    assert sum(step.limit for step in (gpu._tests(tmp_path), *of_size)) <= 9 * 60 - 30
