@@ -27,7 +27,8 @@ GENERATIONS := 5000
 CASES       := 800
 REQUESTS    := 2000
 FIGURES     := docs/results/reliability
-# What `make test` runs, in two processes and then what has to be alone.
+# What `make test` runs, in two processes and then what has to be alone; as in pyproject.toml, whose
+# own selection -m replaces.
 FAST   := not slow and not gpu and not vllm
 # The tests that `make test-newest` and `make test-oldest` run.
 TESTS  := tests/unit

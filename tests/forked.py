@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import torch
-
 from krakenlm.cli.main import main
 from ports import free_port
 
@@ -35,8 +33,11 @@ class Forked:
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        of_all = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        of_all["MASTER_PORT"] = str(free_port())
+        of_all = {
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
         self._processes = []
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -79,7 +80,6 @@ def _run(
     for stream in (1, 2):
         os.dup2(log, stream)
     os.environ.update(environment)
-    torch.set_num_threads(1)
     if program is None:
         main(arguments)
         return

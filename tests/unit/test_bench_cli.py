@@ -146,7 +146,7 @@ def test_peers_can_be_emulated_on_one_device(tmp_path):
     for result in report.results:
         assert result.units == (1, 1, 1, 1)
         largest = 1000 * (1.5 * 12 * 32 * 4 * 8 / 1e7) + 6
-        assert 0.7 * largest < result.allreduce_ms.median < 3 * largest  # late where it is busy
+        assert result.allreduce_ms.median == pytest.approx(largest, rel=0.3)
         assert result.ttft_ms.median >= result.no_comm_ttft_ms.median + largest / 2
         assert result.tpot_ms.median > result.no_comm_tpot_ms.median
     assert [result.allreduces for result in report.results] == [2 * LAYERS, *[LAYERS] * 3]

@@ -14,21 +14,20 @@ from krakenlm.errors import KrakenError
 from krakenlm.integrations.hf import KrakenForCausalLM
 from krakenlm.integrations.hf_config import KrakenConfig
 from krakenlm.integrations.hf_trainer import checkpoint_activations
+from krakenlm.integrations.pretrained.configurations import TOKENS
 from krakenlm.integrations.rewiring import state_for
 from krakenlm.model.checkpoint import read_config
 from krakenlm.train.recipe import Adaptation, Recipe
 from krakenlm.train.teacher import Teacher
 
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
 
 def start_model(recipe: Recipe, manifest: Manifest) -> PreTrainedModel:
     """The model before its first step; where it is adapted, with the weights of its teacher."""
     torch.manual_seed(recipe.training.seed)
-    tokens = dict.fromkeys(_TOKENS, manifest.eos_id)
+    tokens = dict.fromkeys(TOKENS, manifest.eos_id)
     if recipe.adapt is not None:
         own = AutoConfig.from_pretrained(recipe.adapt.teacher)
-        tokens = {name: getattr(own, name) for name in _TOKENS}
+        tokens = {name: getattr(own, name) for name in TOKENS}
     config = AutoConfig.for_model(MODEL_TYPE, **recipe.trained_model.to_dict(), **tokens)
     if recipe.adapt is None:
         model = AutoModelForCausalLM.from_config(config)
