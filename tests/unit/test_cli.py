@@ -665,10 +665,16 @@ def test_generate_refuses_bad_options(cli, tiny_model, arguments, essentials):
             ["gpt2", "-n", "2", "--rule", "shared", "--head-dim", "64"],
             ["rule='shared'", "leave head_dim and kv_heads out"],
         ),
-        (["gpt2", "-n", "2", "--rule", "mine"], ["--rule mine", "published, keep-width or shared"]),
-        (["gpt2", "-n", "2", "--wiring", "mine"], ["--wiring mine", "kraken-shared"]),
+        (
+            ["gpt2", "-n", "2", "--rule", "mine"],
+            ["'--rule': 'mine' is not one of 'published', 'keep-width', 'shared'"],
+        ),
+        (
+            ["gpt2", "-n", "2", "--wiring", "mine"],
+            ["'--wiring'", "'mine' is not one of", "kraken-shared"],
+        ),
         (["gpt2", "-n", "2", "--message-parts", "2"], ["message_parts=2", "a kraken model"]),
-        (["gpt2", "-n", "2", "--dtype", "int4"], ["--dtype int4"]),
+        (["gpt2", "-n", "2", "--dtype", "int4"], ["'--dtype': 'int4' is not one of"]),
         (["gpt2", "-n", "2", "--kv-heads", "4"], ["kv_heads_per_sublayer=4"]),
     ],
 )

@@ -1,12 +1,11 @@
 """``krakenlm derive``: the model of N sub-layers that matches a standard one, and what it costs."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal
 
 import typer
 
 from krakenlm.config import (
-    WIRINGS,
     ModelConfig,
     Rule,
     allreduce_bytes_per_token,
@@ -35,7 +34,7 @@ def derive(
         int, typer.Option("--sublayers", "-n", help="N, the sub-layers of a layer.")
     ],
     rule: Annotated[
-        str,
+        Rule,
         typer.Option(
             help="published: narrow the stream until the parameters match. keep-width: keep d and "
             "divide heads and feed-forward, so attention work and KV cache stay the standard's. "
@@ -43,7 +42,7 @@ def derive(
         ),
     ] = "published",
     wiring: Annotated[
-        str | None,
+        Literal["kraken", "kraken-shared", "shared"] | None,
         typer.Option(
             help="kraken, or kraken-shared: Kraken's sub-layers over one stream, without a "
             "conjunction.",
@@ -71,7 +70,10 @@ def derive(
             "theirs. All by default.",
         ),
     ] = "",
-    dtype: Annotated[str, typer.Option(help="Type that bytes are counted in.")] = "bfloat16",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="Type that bytes are counted in."),
+    ] = "bfloat16",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")
     ] = None,
@@ -80,21 +82,12 @@ def derive(
     for name, value in (("--head-dim", head_dim), ("--kv-heads", kv_heads)):
         if value < 0:
             raise KrakenError(f"{name} {value}: needs 1 or more")
-    if dtype not in _BYTES:
-        raise KrakenError(f"--dtype {dtype}: choose one of {', '.join(_BYTES)}")
-    rules: tuple[Rule, ...] = get_args(Rule)
-    chosen_rule = next((known for known in rules if known == rule), None)
-    if chosen_rule is None:
-        raise KrakenError(f"--rule {rule}: choose {', '.join(rules[:-1])} or {rules[-1]}")
-    chosen_wiring = next((known for known in WIRINGS if known == wiring), None)
-    if wiring is not None and chosen_wiring is None:
-        raise KrakenError(f"--wiring {wiring}: choose one of {', '.join(WIRINGS)}")
     standard = _read_base(base)
     derived = derive_config(
         standard,
         sublayers,
-        rule=chosen_rule,
-        wiring=chosen_wiring,
+        rule=rule,
+        wiring=wiring,
         head_dim=head_dim,
         kv_heads=kv_heads,
         message_parts=message_parts,

@@ -154,7 +154,8 @@ def _report(error: Exception) -> int:
     if hasattr(error, "format_message"):  # the parser's own: an unknown option, a missing argument
         message = error.format_message()
         if message:  # without a command the help was printed already
-            _complain(f"{message.rstrip('.')}: see `krakenlm --help`")
+            message = message.replace("Value error, ", "").rstrip(".")  # pydantic's, for choices
+            _complain(f"{message}: see `krakenlm --help`")
         return 2
     rank = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None
     _complain(f"{described(error, f'rank {rank}' if rank else '')} (--debug shows where)")
