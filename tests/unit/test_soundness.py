@@ -67,6 +67,6 @@ def test_commands_check_before_they_do_anything(model, tmp_path, capfd, tiny_dat
     for command in commands:
         outcome = tiny.call(capfd, *command)
         assert outcome.code == 2, command
-        assert "has weights that are NaN or infinite" in outcome.err, command
+        assert f"{model} has weights that are NaN or infinite" in outcome.err, command
         assert outcome.out == ""
     assert not (tmp_path / "out").exists()

@@ -31,67 +31,77 @@ class _Rewiring(NamedTuple):
 _OF_REWIRING = "--wiring, --sublayers, --message-parts and --late-layers"
 
 
+_Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL|FILE.gguf|CKPT.pt",
+        help="The folder of a model, ours or one of Transformers (Llama, Mistral, Qwen2, "
+        "Qwen3, GPT-2, GPT-NeoX); a GGUF file; or a checkpoint of the authors' training "
+        "script.",
+    ),
+]
+_Out = Annotated[
+    Path, typer.Argument(metavar="OUT_DIR", help="Gets config.json and model.safetensors.")
+]
+_To = Annotated[
+    Literal["krakenlm", "transformers"],
+    typer.Option(
+        help="What to write. transformers is the layout of the family that a model came from, "
+        "or of one that has such models: it needs no krakenlm."
+    ),
+]
+_Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|gpt2",
+        help="Put this tokenizer into OUT_DIR: the authors' checkpoints hold none, and "
+        "commands that read or write text need one. Of another family's model: instead of its "
+        "own.",
+    ),
+]
+_Wiring = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a model: another wiring of the same weights, such as shared or lagged. It is "
+        "another function, so the model must be trained further."
+    ),
+]
+_Sublayers = Annotated[
+    int | None,
+    typer.Option(
+        "--sublayers",
+        "-n",
+        help="Of a model: branches to lay its weights out for. For shared each number is "
+        "another function.",
+    ),
+]
+_MessageParts = Annotated[
+    int | None,
+    typer.Option(
+        help="Of a shared or kraken-shared model: groups of channels, of which each layer sums "
+        "one. Each number is another function.",
+    ),
+]
+_LateLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYERS",
+        help="Of a model in shared, lagged, lagged-layer or ladder: only these layers, such as "
+        "16-29, hide their sums; the others await theirs. all is all of them. Each choice is "
+        "another function.",
+    ),
+]
+
+
 def convert(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|FILE.gguf|CKPT.pt",
-            help="The folder of a model, ours or one of Transformers (Llama, Mistral, Qwen2, "
-            "Qwen3, GPT-2, GPT-NeoX); a GGUF file; or a checkpoint of the authors' training "
-            "script.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT_DIR", help="Gets config.json and model.safetensors.")
-    ],
-    to: Annotated[
-        Literal["krakenlm", "transformers"],
-        typer.Option(
-            help="What to write. transformers is the layout of the family that a model came from, "
-            "or of one that has such models: it needs no krakenlm."
-        ),
-    ] = "krakenlm",
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|gpt2",
-            help="Put this tokenizer into OUT_DIR: the authors' checkpoints hold none, and "
-            "commands that read or write text need one. Of another family's model: instead of its "
-            "own.",
-        ),
-    ] = None,
-    wiring: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a model: another wiring of the same weights, such as shared or lagged. It is "
-            "another function, so the model must be trained further."
-        ),
-    ] = None,
-    sublayers: Annotated[
-        int | None,
-        typer.Option(
-            "--sublayers",
-            "-n",
-            help="Of a model: branches to lay its weights out for. For shared each number is "
-            "another function.",
-        ),
-    ] = None,
-    message_parts: Annotated[
-        int | None,
-        typer.Option(
-            help="Of a shared or kraken-shared model: groups of channels, of which each layer sums "
-            "one. Each number is another function.",
-        ),
-    ] = None,
-    late_layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAYERS",
-            help="Of a model in shared, lagged, lagged-layer or ladder: only these layers, such as "
-            "16-29, hide their sums; the others await theirs. all is all of them. Each choice is "
-            "another function.",
-        ),
-    ] = None,
+    source: _Source,
+    out: _Out,
+    to: _To = "krakenlm",
+    tokenizer: _Tokenizer = None,
+    wiring: _Wiring = None,
+    sublayers: _Sublayers = None,
+    message_parts: _MessageParts = None,
+    late_layers: _LateLayers = None,
     check: CheckOption = False,
 ) -> None:
     """Bring in a model of another family, or give a model another wiring or layout.
@@ -108,7 +118,7 @@ def convert(
         return
     config = _converted(source, out, rewiring, tokenizer)
     try:
-        check_if(check, out)
+        check_if(check, out, called=source)
     except KrakenError:
         shutil.rmtree(out)
         raise

@@ -23,60 +23,68 @@ from krakenlm.errors import KrakenError
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+_Base = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE", help="A size (gpt2, 355M, 6.7B, ...) or the folder of a standard model."
+    ),
+]
+_Sublayers = Annotated[int, typer.Option("--sublayers", "-n", help="N, the sub-layers of a layer.")]
+_Rule = Annotated[
+    Rule,
+    typer.Option(
+        help="published: narrow the stream until the parameters match. keep-width: keep d and "
+        "divide heads and feed-forward, so attention work and KV cache stay the standard's. "
+        "shared: keep the one stream as well, so all weights have the standard's shapes."
+    ),
+]
+_Wiring = Annotated[
+    Literal["kraken", "kraken-shared", "shared"] | None,
+    typer.Option(
+        help="kraken, or kraken-shared: Kraken's sub-layers over one stream, without a "
+        "conjunction.",
+        show_default="the rule's: kraken or shared",
+    ),
+]
+_HeadDim = Annotated[
+    int,
+    typer.Option(help="Hardware-friendly: heads of this width, widths in multiples of 64."),
+]
+_KVHeads = Annotated[
+    int, typer.Option(help="Key and value heads of one sub-layer (grouped-query attention).")
+]
+_MessageParts = Annotated[
+    int,
+    typer.Option(
+        help="Of shared and kraken-shared: groups of channels, of which each layer sums one."
+    ),
+]
+_LateLayers = Annotated[
+    str,
+    typer.Option(
+        metavar="LAYERS",
+        help="Of shared: only these layers, such as 16-29, hide their sums; the others await "
+        "theirs. All by default.",
+    ),
+]
+_DType = Annotated[
+    Literal["float32", "float16", "bfloat16"],
+    typer.Option(help="Type that bytes are counted in."),
+]
+_Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")]
+
+
 def derive(
-    base: Annotated[
-        str,
-        typer.Argument(
-            metavar="BASE", help="A size (gpt2, 355M, 6.7B, ...) or the folder of a standard model."
-        ),
-    ],
-    sublayers: Annotated[
-        int, typer.Option("--sublayers", "-n", help="N, the sub-layers of a layer.")
-    ],
-    rule: Annotated[
-        Rule,
-        typer.Option(
-            help="published: narrow the stream until the parameters match. keep-width: keep d and "
-            "divide heads and feed-forward, so attention work and KV cache stay the standard's. "
-            "shared: keep the one stream as well, so all weights have the standard's shapes."
-        ),
-    ] = "published",
-    wiring: Annotated[
-        Literal["kraken", "kraken-shared", "shared"] | None,
-        typer.Option(
-            help="kraken, or kraken-shared: Kraken's sub-layers over one stream, without a "
-            "conjunction.",
-            show_default="the rule's: kraken or shared",
-        ),
-    ] = None,
-    head_dim: Annotated[
-        int,
-        typer.Option(help="Hardware-friendly: heads of this width, widths in multiples of 64."),
-    ] = 0,
-    kv_heads: Annotated[
-        int, typer.Option(help="Key and value heads of one sub-layer (grouped-query attention).")
-    ] = 0,
-    message_parts: Annotated[
-        int,
-        typer.Option(
-            help="Of shared and kraken-shared: groups of channels, of which each layer sums one."
-        ),
-    ] = 1,
-    late_layers: Annotated[
-        str,
-        typer.Option(
-            metavar="LAYERS",
-            help="Of shared: only these layers, such as 16-29, hide their sums; the others await "
-            "theirs. All by default.",
-        ),
-    ] = "",
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(help="Type that bytes are counted in."),
-    ] = "bfloat16",
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write DIR/config.json as well.")
-    ] = None,
+    base: _Base,
+    sublayers: _Sublayers,
+    rule: _Rule = "published",
+    wiring: _Wiring = None,
+    head_dim: _HeadDim = 0,
+    kv_heads: _KVHeads = 0,
+    message_parts: _MessageParts = 1,
+    late_layers: _LateLayers = "",
+    dtype: _DType = "bfloat16",
+    out: _Out = None,
 ) -> None:
     """Derive the Kraken, or shared, configuration that matches a standard model."""
     for name, value in (("--head-dim", head_dim), ("--kv-heads", kv_heads)):

@@ -66,8 +66,13 @@ CheckOption = Annotated[
 ]
 
 
-def check_if(check: bool, model: Path) -> None:
+def check_if(check: bool, model: Path, *, called: Path | None = None) -> None:
     """What ``--check`` asks for.
+
+    Args:
+        check: whether it was given.
+        model: folder of the weights.
+        called: what complaints call it, where the folder is gone by then.
 
     Raises:
         KrakenError: some weights are not finite, or cannot be read.
@@ -75,7 +80,7 @@ def check_if(check: bool, model: Path) -> None:
     if check:
         from krakenlm.model.soundness import check_weights
 
-        check_weights(model)
+        check_weights(model, called=called)
 
 
 def positive_numbers(name: str, text: str) -> list[int]:

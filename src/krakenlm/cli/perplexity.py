@@ -29,41 +29,51 @@ _Sublayers = Annotated[
 ]
 
 
+_Model = Annotated[Path, typer.Argument(help="A model directory.", show_default=False)]
+_Data = Annotated[
+    Path, typer.Argument(help="A prepared directory or a text file.", show_default=False)
+]
+_Split = Annotated[
+    str, typer.Option(help="Which part of a prepared directory: train or validation.")
+]
+_BatchSize = Annotated[int, typer.Option(help="Windows computed at once.")]
+_Window = Annotated[
+    int | None,
+    typer.Option(help="Tokens a window spans.", show_default="the model's context length"),
+]
+_Stride = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens from one window's beginning to the next one's; less gives more context "
+        "and takes longer.",
+        show_default="one less than the window",
+    ),
+]
+_PerDocument = Annotated[
+    bool,
+    typer.Option(
+        "--per-document",
+        help="Take documents one by one; otherwise windows reach over their ends.",
+    ),
+]
+_Json = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also write the numbers as JSON.", show_default=False),
+]
+
+
 def perplexity(
-    model: Annotated[Path, typer.Argument(help="A model directory.", show_default=False)],
-    data: Annotated[
-        Path, typer.Argument(help="A prepared directory or a text file.", show_default=False)
-    ],
-    split: Annotated[
-        str, typer.Option(help="Which part of a prepared directory: train or validation.")
-    ] = "validation",
-    batch_size: Annotated[int, typer.Option(help="Windows computed at once.")] = 4,
-    window: Annotated[
-        int | None,
-        typer.Option(help="Tokens a window spans.", show_default="the model's context length"),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens from one window's beginning to the next one's; less gives more context "
-            "and takes longer.",
-            show_default="one less than the window",
-        ),
-    ] = None,
-    per_document: Annotated[
-        bool,
-        typer.Option(
-            "--per-document",
-            help="Take documents one by one; otherwise windows reach over their ends.",
-        ),
-    ] = False,
+    model: _Model,
+    data: _Data,
+    split: _Split = "validation",
+    batch_size: _BatchSize = 4,
+    window: _Window = None,
+    stride: _Stride = None,
+    per_document: _PerDocument = False,
     sublayers: _Sublayers = None,
     other_tokenizer: OtherTokenizerOption = False,
     device: OneDeviceOption = "auto",
-    json: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write the numbers as JSON.", show_default=False),
-    ] = None,
+    json: _Json = None,
     check: CheckOption = False,
 ) -> None:
     """Report loss, perplexity and bits per byte of a model on a text."""

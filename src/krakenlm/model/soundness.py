@@ -14,10 +14,14 @@ _BLOCK_VALUES = 1 << 24
 _NAMED = 3
 
 
-def check_weights(directory: Path) -> None:
+def check_weights(directory: Path, *, called: Path | None = None) -> None:
     """Refuse a checkpoint with weights that are not numbers, or infinite.
 
     It reads all of it, a block of rows at a time.
+
+    Args:
+        directory: of a model.
+        called: what the complaint calls it; None is the directory.
 
     Raises:
         KrakenError: some are not finite: the tensors that hold them; or a file is damaged.
@@ -32,8 +36,8 @@ def check_weights(directory: Path) -> None:
         listed = [f"{name} ({bad:,} of them)" for name, bad in list(found.items())[:_NAMED]]
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise KrakenError(
-            f"{directory} has weights that are NaN or infinite, in {', '.join(listed)}{more}: "
-            "copy the model again, or take a checkpoint from before training went wrong"
+            f"{called or directory} has weights that are NaN or infinite, in {', '.join(listed)}"
+            f"{more}: copy the model again, or take a checkpoint from before training went wrong"
         )
 
 
