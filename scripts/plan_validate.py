@@ -4,13 +4,14 @@
     python scripts/plan_validate.py --plan
     python scripts/plan_validate.py --draw
 
-First the machine is calibrated, then every link between network namespaces by itself, and then each
-case is measured and planned: one shape in all wirings, one length of prompt, one link, two ranks.
-Calibration runs none of these shapes. What is done lies beside the results until all of it is; a
-call that was cut short is taken up there. Links between namespaces are left out where the system
-forbids them. ``--plan`` plans anew what was measured, ``--draw`` makes pictures and tables of what
-was planned; ``--quick`` tries everything with tiny models. Run nothing else on the machine
-meanwhile.
+A case is one shape in all wirings, one length of prompt, one link, two ranks: measured and planned.
+Before the cases of a shape and a length the machine is calibrated, for a virtual machine changes
+with what its neighbours do; how far the calibrations differ is put down as well. Each link between
+network namespaces is calibrated by itself. Calibration runs none of these shapes. What is done lies
+beside the results until all of it is; a call that was cut short is taken up there. Links between
+namespaces are left out where the system forbids them. ``--plan`` plans anew what was measured,
+``--draw`` makes pictures and tables of what was planned; ``--quick`` tries everything with tiny
+models. Run nothing else on the machine meanwhile.
 """
 
 import argparse
@@ -84,6 +85,9 @@ CASES = [
     )
     for link in links
 ]
+
+REFERENCE = Case("124M", 128, HOST)
+"""What the calibrations are compared by."""
 
 TINY = Shape(64, 2, vocabulary=300)
 QUICK_CASES = [Case("tiny", 24, HOST), Case("tiny", 24, EMULATED[2]), Case("tiny", 24, REAL[2])]
@@ -163,7 +167,8 @@ class Validation:
     Args:
         folder: of the results.
         extent: shapes of the calibration.
-        seconds: of the calibration.
+        seconds: of a calibration.
+        link_seconds: of a link's calibration.
     """
 
     def __init__(self, folder: Path, extent: Extent, seconds: float, link_seconds: float) -> None:
@@ -174,7 +179,6 @@ class Validation:
 
     def run(self, cases: Sequence[Case]) -> None:
         """Do what is not done yet."""
-        self.machine()
         left_out: dict[str, str] = {}
         for number, case in enumerate(cases, start=1):
             if case.link in left_out or self._target(case).exists():
@@ -186,25 +190,35 @@ class Validation:
                 left_out[case.link] = str(error)
         for link, reason in left_out.items():
             print(f"left out: {link}: {reason}", file=sys.stderr)
+        self._compare_calibrations()
 
-    def machine(self) -> None:
-        """Calibrate, or find that done."""
-        target = self._folder / "machine.toml"
-        if target.exists():
-            return
-        print("calibrating", flush=True)
-        found = calibrate(Options(devices=RANKS, seconds=self._seconds, extent=self._extent))
-        assert found is not None, "this script is one process"
-        write_machine(target, found.device, found.link)
-
-    def profiles(self, link: str) -> tuple[DeviceProfile, LinkProfile]:
-        """Of the machine over a link; one between namespaces is measured by itself."""
-        device, host = _read(self._folder / "machine.toml")
-        rate = rate_of(link)
+    def profiles(self, case: Case) -> tuple[DeviceProfile, LinkProfile]:
+        """Of the machine before the case, and of its link; each is calibrated if it was not."""
+        device, host = self._machine(case)
+        rate = rate_of(case.link)
         if rate is None:
-            given = link_of(link)
+            given = link_of(case.link)
             return device, host if given is None else emulated(given, host)
-        target = self._folder / f"machine-{rate}.toml"
+        beside, link = self._link(case.link, rate, device)
+        return dataclasses.replace(
+            device,
+            compute_slowdown_beside_allreduce=beside.compute_slowdown_beside_allreduce,
+            allreduce_slowdown_beside_compute=beside.allreduce_slowdown_beside_compute,
+        ), link
+
+    def _machine(self, case: Case) -> tuple[DeviceProfile, LinkProfile]:
+        target = self._folder / f"machine-{case.shape}-{case.tokens}.toml"
+        if not target.exists():
+            print("calibrating the machine", flush=True)
+            found = calibrate(Options(devices=RANKS, seconds=self._seconds, extent=self._extent))
+            assert found is not None, "this script is one process"
+            write_machine(target, found.device, found.link)
+        return _read(target)
+
+    def _link(
+        self, link: str, rate: str, device: DeviceProfile
+    ) -> tuple[DeviceProfile, LinkProfile]:
+        target = self._folder / f"link-{rate}.toml"
         if not target.exists():
             print(f"calibrating the link: {link}", flush=True)
             with places_of(link) as places:
@@ -220,8 +234,20 @@ class Validation:
             write_machine(target, over_link(device, found), link_profile(found))
         return _read(target)
 
+    def _compare_calibrations(self) -> None:
+        """Put down what each calibration says of one and the same model."""
+        found = []
+        for machine in sorted(self._folder.glob("machine-*.toml")):
+            device, link = _read(machine)
+            dtype = next(iter(device.peak_tflop_per_second))
+            standard = planned(REFERENCE, dtype, device, link)[0]
+            found.append({"machine": machine.name, **dataclasses.asdict(standard)})
+        write_json(
+            self._folder / page.CALIBRATIONS, {"reference": str(REFERENCE), "planned": found}
+        )
+
     def _measure(self, case: Case) -> None:
-        profiles = self.profiles(case.link)
+        profiles = self.profiles(case)
         models = contenders(config_of(shape_of(case)))
         with places_of(case.link) as places:
             timed = dataclasses.replace(setup_of(case), places=places)
@@ -240,8 +266,9 @@ class Validation:
         """Plan anew all cases that were measured."""
         for result in page.results(self._folder):
             case = Case(result.shape, result.tokens, result.link)
-            again = planned(case, result.report.dtype, *self.profiles(case.link))
+            again = planned(case, result.report.dtype, *self.profiles(case))
             write_json(self._target(case), dataclasses.replace(result, planned=again).to_json())
+        self._compare_calibrations()
 
     def _target(self, case: Case) -> Path:
         return self._folder / case.file_name
@@ -293,7 +320,7 @@ def planned(
 
 def is_worth_keeping(folder: Path) -> bool:
     """Whether a call that was cut short left something to go on from."""
-    return (folder / "machine.toml").exists()
+    return any(folder.glob("machine-*.toml"))
 
 
 def measure(options: argparse.Namespace) -> None:

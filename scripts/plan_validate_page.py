@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from krakenlm.strict import read_report
 PAGE = recording.DOCS / "planner.md"
 RESULTS = recording.RESULTS / "plan-validate"
 PICTURE = "planned-over-measured.png"
+CALIBRATIONS = "calibrations.json"
 SCHEMA_VERSION = 1
 TOLD_APART = 0.04
 """Models whose measured times differ by less are not ranked."""
@@ -193,8 +195,23 @@ def summary_table(folder: Path = RESULTS) -> str:
         markers.markdown(("what", "found", "wanted"), rows, numbers=True)
         + f"\n{len(found)} cases, {len(first)} models; {said.dtype}, {said.environment}. Pairs: "
         f"models of one case whose first tokens were measured to differ by more than "
-        f"{_percent(TOLD_APART, 0)}.\n"
+        f"{_percent(TOLD_APART, 0)}. {_calibrations(folder)}\n"
     )
+
+
+def _calibrations(folder: Path) -> str:
+    """How much the machine changed between calibrations, in what they say of one model."""
+    found = json.loads((folder / CALIBRATIONS).read_text(encoding="utf-8"))
+    said = [_range([each[key] for each in found["planned"]]) for key in ("ttft_ms", "tpot_ms")]
+    return (
+        f"The machine was calibrated {len(found['planned'])} times: for the standard model of "
+        f"{found['reference']}, these plan {said[0]} ms to the first token and {said[1]} ms for "
+        "each later one."
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.1f} to {max(values):.1f}"
 
 
 def links_table(folder: Path = RESULTS) -> str:

@@ -1,6 +1,7 @@
 """``scripts/plan_validate.py``: the figures by hand, the cases, what is left to do, the page."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -82,10 +83,16 @@ def test_tables_say_what_was_found_and_nothing_before(tmp_path):
     assert list(tmp_path.iterdir()) == []
     for each in CASES:
         plan_validate.write_json(tmp_path / Case("tiny", 24, each.link).file_name, each.to_json())
+    said = [{"ttft_ms": 70.0, "tpot_ms": 14.0}, {"ttft_ms": 74.25, "tpot_ms": 12.5}]
+    plan_validate.write_json(
+        tmp_path / page.CALIBRATIONS, {"reference": "124M, one host", "planned": said}
+    )
     summary, links = page.summary_table(tmp_path), page.links_table(tmp_path)
     assert "| first token, median error | 10.0 % | 5 % |" in summary
     assert "| pairs of models in the right order | 2 of 3 | all |" in summary
     assert "2 cases, 5 models; float32" in summary
+    assert "calibrated 2 times" in summary
+    assert "plan 70.0 to 74.2 ms to the first token and 12.5 to 14.0 ms for each later" in summary
     assert "| real 1 Gbit/s | 1 | 10.0 % | 10.0 % | 10.0 % | 0 of 1 |" in links
     page.draw(tmp_path)
     assert (tmp_path / page.PICTURE).stat().st_size > 5000
@@ -131,7 +138,7 @@ class Fake:
 
 def test_what_is_done_already_is_not_done_again(tmp_path, monkeypatch):
     core, link = DeviceProfile.named("cpu-core"), LinkProfile.named("1gbe")
-    write_machine(tmp_path / "machine.toml", core, link)
+    write_machine(tmp_path / "machine-tiny-24.toml", core, link)
     fake = Fake(monkeypatch)
     validation = plan_validate.Validation(tmp_path, plan_validate.QUICK_EXTENT, 1.0, 1.0)
     cases = plan_validate.QUICK_CASES[:2]
@@ -141,8 +148,12 @@ def test_what_is_done_already_is_not_done_again(tmp_path, monkeypatch):
     assert [c.link for c in page.results(tmp_path)] == ["emulated 10 Gbit/s", "one host"]
     before = page.results(tmp_path)[1]
     assert all(p.ttft_ms > 0.0 and p.tpot_ms > 0.0 for p in before.planned)
+    (said,) = json.loads((tmp_path / page.CALIBRATIONS).read_text())["planned"]
+    assert said["machine"] == "machine-tiny-24.toml" and said["label"] == "standard"
     slower = dataclasses.replace(core.launch_us, value=1000.0)
-    write_machine(tmp_path / "machine.toml", dataclasses.replace(core, launch_us=slower), link)
+    write_machine(
+        tmp_path / "machine-tiny-24.toml", dataclasses.replace(core, launch_us=slower), link
+    )
     validation.plan()
     after = page.results(tmp_path)[1]
     assert len(fake.measured) == 2 and after.report == before.report
@@ -151,7 +162,9 @@ def test_what_is_done_already_is_not_done_again(tmp_path, monkeypatch):
 
 def test_links_that_the_system_forbids_are_left_out(tmp_path, monkeypatch, capsys):
     write_machine(
-        tmp_path / "machine.toml", DeviceProfile.named("cpu-core"), LinkProfile.named("1gbe")
+        tmp_path / "machine-tiny-24.toml",
+        DeviceProfile.named("cpu-core"),
+        LinkProfile.named("1gbe"),
     )
     fake = Fake(monkeypatch)
 

@@ -138,14 +138,16 @@ class Workbench:
     def _sample(self, call: Call) -> Sample:
         return sample(call, self._device, at_most=_MOST_CALLS)
 
+    # A session looks at all of its cache wherever a product would copy what does not lie densely.
+
     def _scores(self, place: tuple[int, ...]) -> Call:
         groups, rows, width, keys = place
-        q_BGRE, k_BGPE = self._random(1, groups, rows, width), self._cache(groups, keys, width)
+        q_BGRE, k_BGPE = self._random(1, groups, rows, width), self._random(1, groups, keys, width)
         return lambda: q_BGRE @ k_BGPE.transpose(-1, -2)
 
     def _values(self, place: tuple[int, ...]) -> Call:
         groups, rows, keys, width = place
-        p_BGRP, v_BGPE = self._random(1, groups, rows, keys), self._cache(groups, keys, width)
+        p_BGRP, v_BGPE = self._random(1, groups, rows, keys), self._random(1, groups, keys, width)
         return lambda: p_BGRP @ v_BGPE
 
     def _attention(self, place: tuple[int, ...]) -> Call:
@@ -198,18 +200,19 @@ class Workbench:
 def time_points(
     rank: Rank, prepared: Sequence[Prepared], budget: Budget, *, until: float, what: str
 ) -> list[float]:
-    """Seconds of each point: the median over rounds of the slowest rank."""
+    """Seconds of each point: the slowest rank's median over rounds.
+
+    Not the median of the rounds' slowest, which is longer by what noise differs between ranks: a
+    pass that computes without waiting does not pay for that.
+    """
     samples: list[list[float]] = [[] for _ in prepared]
     for _ in budget.rounds(until, what):
         for each, found in zip(prepared, samples, strict=True):
             barrier(rank)
             found.append(each.seconds())
             budget.tell(what)
-    of_ranks = gathered(rank, samples)
-    return [
-        max(statistics.median(map(max, zip(*rounds, strict=True))), _LEAST_SECONDS)
-        for rounds in zip(*of_ranks, strict=True)
-    ]
+    medians = gathered(rank, [statistics.median(found) for found in samples])
+    return [max(*of_ranks, _LEAST_SECONDS) for of_ranks in zip(*medians, strict=True)]
 
 
 def flops_per_second(rank: Rank, dtype: torch.dtype) -> float:

@@ -207,11 +207,14 @@ CPU = Extent(
         Probe("standard", 128, 2, 8),
         Probe("standard", 128, 14, 8),
         Probe("kraken", 192, 6, 64),
+        Probe("standard", 224, 2, 32),
         Probe("ladder", 320, 4, 224),
+        Probe("standard", 448, 6, 64),
         Probe("lagged", 576, 6, 96),
         Probe("shared", 576, 4, 448),
         Probe("standard", 832, 3, 320),
         Probe("parallel", 832, 3, 768),
+        Probe("lagged", 960, 8, 128),
     ),
 )
 """Of a core, or of the cores that a rank has."""
