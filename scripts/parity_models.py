@@ -42,10 +42,13 @@ def parted(sublayers: int, parts: int, rate_of: str = "") -> Model:
     return Model(f"{base.name} message_parts {parts}", changes, rate_of)
 
 
-def drawn(numbers: Sequence[int]) -> Model:
-    """The same with an N from these numbers at each step."""
+def drawn(numbers: Sequence[int], after: int = 0) -> Model:
+    """The same with an N from these numbers at each step, or at each after so many."""
     name = f"shared, N drawn from {', '.join(map(str, numbers))}"
-    return Model(name, (*shared(max(numbers)).changes, f"training.sublayers={list(numbers)}"))
+    changes = (*shared(max(numbers)).changes, f"training.sublayers={list(numbers)}")
+    if not after:
+        return Model(name, changes)
+    return Model(f"{name} after step {after}", (*changes, f"training.own_sublayers_steps={after}"))
 
 
 def _varied(base: Model, option: str) -> Model:
@@ -65,6 +68,7 @@ MODELS = (
     Model("lagged-layer", ("model.wiring=lagged-layer",)),
     *(shared(n) for n in (2, 4, 6)),
     drawn((1, 2, 4)),
+    drawn((1, 2, 4), after=980),
     *(kraken(n, "published", "kraken-shared") for n in (2, 4)),
     *(kraken(n, rule) for rule in ("published", "keep-width") for n in (2, 4, 6)),
 )

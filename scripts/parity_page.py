@@ -229,22 +229,23 @@ def parity_table(results: Path = RESULTS) -> str:
 def degrees_table() -> str:
     """A row for each N that was drawn: perplexity beside that of a model with that N alone."""
     entries = [
-        entry
+        (model["name"], entry)
         for model in load_summary()["models"]
         for entry in model.get("by_sublayers", [])
         if "alone" in entry
     ]
     if not entries:
         return _MISSING.format("runs of the model whose N is drawn")
-    headings = ("N", "trained for that N alone", "N drawn", "difference")
+    headings = ("model", "N", "trained for that N alone", "N drawn", "difference")
     rows = [
         (
+            name,
             f"{entry['sublayers']}",
             f"{entry['perplexity_alone']:.1f}",
             f"{entry['perplexity']:.1f}",
             _range(entry["perplexity_over_alone_percent"], "{:+.1f} %"),
         )
-        for entry in entries
+        for name, entry in entries
     ]
     return markers.markdown(headings, rows, numbers=True)
 

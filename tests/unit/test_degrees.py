@@ -190,6 +190,15 @@ def test_what_is_drawn_follows_from_seed_and_step():
     assert Degrees((2,), own=2, seed=3).others == ()
 
 
+def test_the_first_steps_may_learn_with_the_models_own_n(recipe, computed):
+    train(recipe(own_sublayers_steps=5))
+    later = [Degrees((1, 2, 4), own=4, seed=3).at(step) for step in range(5, 8)]
+    assert [n for training, n in computed if training] == [4] * 5 + later
+    assert {*later} != {4}
+    with pytest.raises(KrakenError, match="own_sublayers_steps=8: needs less than steps"):
+        recipe(own_sublayers_steps=8)
+
+
 def test_each_step_learns_with_its_n_in_all_its_passes(recipe, computed):
     made = recipe(gradient_accumulation=2)
     train(made)
@@ -278,7 +287,11 @@ def test_numbers_that_do_not_divide_each_other_are_drawn_and_the_model_keeps_its
 def test_training_says_what_is_drawn_and_which_loss_is_shown(recipe, capfd):
     train(recipe(steps=1))
     said = " ".join(capfd.readouterr().err.split())
-    assert "each step draws its N from 1, 2, 4" in said and "shows that of 4" in said
+    assert "shared model" in said and "each step draws its N from 1, 2, 4" in said
+    assert "after step" not in said and "shows that of 4" in said
+    train(recipe(steps=2, own_sublayers_steps=1, output="later"))
+    said = " ".join(capfd.readouterr().err.split())
+    assert "after step 1 each step draws its N from 1, 2, 4" in said
 
 
 def test_beside_the_progress_bar_stands_the_loss_with_each_n(capfd):
@@ -301,6 +314,8 @@ def test_beside_the_progress_bar_stands_the_loss_with_each_n(capfd):
         (["training.sublayers=[]"], "sublayers=[]: needs numbers of 1 or more"),
         (["training.sublayers=[0, 4]"], "sublayers=[0, 4]: needs numbers of 1 or more"),
         (["training.sublayers=[2, 4, 2]"], "sublayers=[2, 4, 2]: needs each number once"),
+        (["training.own_sublayers_steps=8"], "needs 0 unless sublayers are drawn from"),
+        (["training.own_sublayers_steps=-1"], "own_sublayers_steps=-1: needs 0 or more"),
         (["training.sublayers=4"], "sublayers=4: needs a value of type list"),
         (["training.sublayers=['4']"], "sublayers[0]='4': needs a value of type int"),
         (["training.sublayers=[3, 4]"], "sublayers=[3, 4]: 3 does not divide 4 query heads: use"),

@@ -61,6 +61,7 @@ class Training:
         seed: of initial weights, order of the data and dropout.
         sublayers: where N is a choice when a model is loaded, the numbers from which each step
             draws the N that it learns with; without them all learn with the model's own.
+        own_sublayers_steps: where N is drawn, the first steps, which learn with the model's own.
         log_every: steps between two values of the training loss.
         eval_every: steps between two values of the validation loss; 0 is only at the end.
         eval_batches: batches that a validation loss is taken from.
@@ -91,6 +92,7 @@ class Training:
     compile: bool = False
     seed: int = 0
     sublayers: tuple[int, ...] | None = None
+    own_sublayers_steps: int = 0
     log_every: int = 10
     eval_every: int = 0
     eval_batches: int = 20
@@ -107,7 +109,7 @@ class Training:
         _need("keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "1 or more")
         counts = (
             *("sequence_length", "schedule_steps", "warmup_steps", "eval_every", "save_every"),
-            "seed",
+            *("seed", "own_sublayers_steps"),
         )
         for name in counts:
             _need(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
@@ -132,6 +134,10 @@ class Training:
             numbers = list(self.sublayers)
             _need("sublayers", numbers, numbers and min(numbers) >= 1, "numbers of 1 or more")
             _need("sublayers", numbers, len({*numbers}) == len(numbers), "each number once")
+        if self.own_sublayers_steps:
+            name, steps = "own_sublayers_steps", self.own_sublayers_steps
+            _need(name, steps, self.sublayers is not None, "0 unless sublayers are drawn from")
+            _need(name, steps, steps < self.steps, "less than steps")
 
     @property
     def scheduled_steps(self) -> int:
