@@ -236,12 +236,13 @@ class Validation:
 
     def _compare_calibrations(self) -> None:
         """Put down what each calibration says of one and the same model."""
+        standard = contenders(config_of(shape_of(REFERENCE)))[0]
         found = []
         for machine in sorted(self._folder.glob("machine-*.toml")):
             device, link = _read(machine)
             dtype = next(iter(device.peak_tflop_per_second))
-            standard = planned(REFERENCE, dtype, device, link)[0]
-            found.append({"machine": machine.name, **dataclasses.asdict(standard)})
+            times = planned_times(standard, REFERENCE.tokens, setup_of_plan(dtype, device, link))
+            found.append({"machine": machine.name, **dataclasses.asdict(times)})
         write_json(
             self._folder / page.CALIBRATIONS, {"reference": str(REFERENCE), "planned": found}
         )
@@ -303,19 +304,26 @@ def planned(
     case: Case, dtype: str, device: DeviceProfile, link: LinkProfile
 ) -> tuple[PlannedTimes, ...]:
     """What the planner says of each model of a case."""
-    setup = Setup(device=device, link=link, dtype=dtype, output_len=OUTPUT_LEN)
-    found = []
-    for model in contenders(config_of(shape_of(case))):
-        passes = plan(model, RANKS, case.tokens, setup)
-        assert passes.decode is not None
-        found.append(
-            PlannedTimes(
-                label=model.label,
-                ttft_ms=1e3 * passes.prefill.seconds,
-                tpot_ms=1e3 * passes.decode.seconds,
-            )
-        )
-    return tuple(found)
+    setup = setup_of_plan(dtype, device, link)
+    return tuple(
+        planned_times(model, case.tokens, setup) for model in contenders(config_of(shape_of(case)))
+    )
+
+
+def setup_of_plan(dtype: str, device: DeviceProfile, link: LinkProfile) -> Setup:
+    """How it is planned."""
+    return Setup(device=device, link=link, dtype=dtype, output_len=OUTPUT_LEN)
+
+
+def planned_times(model: Contender, tokens: int, setup: Setup) -> PlannedTimes:
+    """What the planner says of one model and one length of prompt."""
+    passes = plan(model, RANKS, tokens, setup)
+    assert passes.decode is not None
+    return PlannedTimes(
+        label=model.label,
+        ttft_ms=1e3 * passes.prefill.seconds,
+        tpot_ms=1e3 * passes.decode.seconds,
+    )
 
 
 def is_worth_keeping(folder: Path) -> bool:

@@ -30,7 +30,6 @@ class _Rewiring(NamedTuple):
 
 _OF_REWIRING = "--wiring, --sublayers, --message-parts and --late-layers"
 
-
 _Source = Annotated[
     Path,
     typer.Argument(

@@ -22,7 +22,6 @@ from krakenlm.errors import KrakenError
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-
 _Base = Annotated[
     str,
     typer.Argument(

@@ -130,6 +130,9 @@ class Training:
         _need("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "more than 0")
         for name in ("beta1", "beta2"):
             _need(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 or more, below 1")
+        self._check_sublayers()
+
+    def _check_sublayers(self) -> None:
         if self.sublayers is not None:
             numbers = list(self.sublayers)
             _need("sublayers", numbers, numbers and min(numbers) >= 1, "numbers of 1 or more")

@@ -330,9 +330,10 @@ def _introduce(recipe: Recipe) -> None:
     if settings.sublayers is not None:
         numbers = ", ".join(map(str, settings.sublayers))
         first = settings.own_sublayers_steps
+        when = f"after step {first} each" if first else "each"
         notes.print(
-            f"{f'after step {first} ' if first else ''}each step draws its N from {numbers}; the "
-            f"validation loss is taken with each, and `compare` shows that of {model.num_sublayers}"
+            f"{when} step draws its N from {numbers}; the validation loss is taken with each, and "
+            f"`compare` shows that of {model.num_sublayers}"
         )
     if settings.scheduled_steps < settings.steps:
         notes.print(
